@@ -1,0 +1,13 @@
+//! What both servers need and neither may own: it knows nothing of push and nothing of TURN.
+//!
+//! Without features it is silent and does no I/O, so that the cores may use it. The feature `service` adds what a
+//! running process needs: settings, telemetry, lifecycle.
+#![forbid(unsafe_code)]
+
+pub mod redact;
+pub mod bencode;
+pub mod crypto;
+pub mod onion;
+pub mod backoff;
+#[cfg(feature = "service")]
+pub mod service;
