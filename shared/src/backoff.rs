@@ -13,7 +13,10 @@ pub struct Backoff {
 
 impl Backoff {
     pub fn delay(&self, attempt: u32, random: u64) -> Duration {
-        let whole = self.base.saturating_mul(1u32.checked_shl(attempt).unwrap_or(u32::MAX)).min(self.cap);
+        let whole = self
+            .base
+            .saturating_mul(1u32.checked_shl(attempt).unwrap_or(u32::MAX))
+            .min(self.cap);
         let half = whole / 2;
         // 2^32 steps of jitter are enough, and the product fits.
         let step = u128::from(random >> 32);
@@ -26,7 +29,10 @@ impl Backoff {
 mod tests {
     use super::*;
 
-    const SECONDS: Backoff = Backoff { base: Duration::from_secs(2), cap: Duration::from_secs(60) };
+    const SECONDS: Backoff = Backoff {
+        base: Duration::from_secs(2),
+        cap: Duration::from_secs(60),
+    };
 
     #[test]
     fn a_pause_lies_between_half_and_whole() {
@@ -40,7 +46,10 @@ mod tests {
         assert_eq!(SECONDS.delay(3, 0), Duration::from_secs(8));
         assert_eq!(SECONDS.delay(5, 0), Duration::from_secs(30));
         assert_eq!(SECONDS.delay(u32::MAX, 0), Duration::from_secs(30));
-        let endless = Backoff { base: Duration::MAX, cap: Duration::MAX };
+        let endless = Backoff {
+            base: Duration::MAX,
+            cap: Duration::MAX,
+        };
         assert!(endless.delay(40, u64::MAX) <= Duration::MAX);
     }
 }

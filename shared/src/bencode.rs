@@ -106,7 +106,11 @@ impl<'a> Reader<'a> {
     fn integer(&mut self) -> Result<(bool, u64)> {
         self.expect(b'i')?;
         let negative = self.rest.first() == Some(&b'-');
-        let text = if negative { self.rest.split_first().map_or(self.rest, |(_, rest)| rest) } else { self.rest };
+        let text = if negative {
+            self.rest.split_first().map_or(self.rest, |(_, rest)| rest)
+        } else {
+            self.rest
+        };
         let (magnitude, rest) = digits(text)?;
         if negative && magnitude == 0 {
             return Err(BencodeError::BadInteger);
@@ -123,7 +127,10 @@ impl<'a> Reader<'a> {
 
     pub fn dict(&mut self) -> Result<DictReader<'_, 'a>> {
         self.expect(b'd')?;
-        Ok(DictReader { reader: self, last_key: None })
+        Ok(DictReader {
+            reader: self,
+            last_key: None,
+        })
     }
 
     /// Reads over one value of any kind.
@@ -234,7 +241,9 @@ fn digits(input: &[u8]) -> Result<(u64, &[u8])> {
         [b'0', _, ..] => return Err(BencodeError::BadInteger),
         _ => {}
     }
-    let value = text.iter().try_fold(0u64, |value, digit| value.checked_mul(10)?.checked_add(u64::from(digit - b'0')));
+    let value = text.iter().try_fold(0u64, |value, digit| {
+        value.checked_mul(10)?.checked_add(u64::from(digit - b'0'))
+    });
     Ok((value.ok_or(BencodeError::BadInteger)?, rest))
 }
 
@@ -323,7 +332,10 @@ mod tests {
     #[test]
     fn integers_reach_both_ends_of_their_range() {
         assert_eq!(Reader::new(b"i-9223372036854775808e").int(), Ok(i64::MIN));
-        assert_eq!(Reader::new(b"i9223372036854775808e").int(), Err(BencodeError::BadInteger));
+        assert_eq!(
+            Reader::new(b"i9223372036854775808e").int(),
+            Err(BencodeError::BadInteger)
+        );
         assert_eq!(Reader::new(b"i18446744073709551615e").uint(), Ok(u64::MAX));
         assert_eq!(Reader::new(b"i-1e").uint(), Err(BencodeError::BadInteger));
     }

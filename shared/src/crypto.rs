@@ -122,7 +122,10 @@ pub struct CurveBox(crypto_box::SalsaBox);
 impl CurveBox {
     pub fn new(their_public: &[u8; 32], my_secret: &Secret<[u8; 32]>) -> Self {
         let secret = crypto_box::SecretKey::from_bytes(*my_secret.expose());
-        Self(crypto_box::SalsaBox::new(&crypto_box::PublicKey::from_bytes(*their_public), &secret))
+        Self(crypto_box::SalsaBox::new(
+            &crypto_box::PublicKey::from_bytes(*their_public),
+            &secret,
+        ))
     }
 
     /// Encrypts in place; on the wire the tag comes first.
@@ -135,7 +138,9 @@ impl CurveBox {
 
     /// Decrypts in place; false leaves the bytes unusable.
     pub fn open_in_place(&self, nonce: &[u8; 24], text: &mut [u8], tag: &[u8; TAG]) -> bool {
-        self.0.decrypt_in_place_detached(nonce.into(), &[], text, tag.into()).is_ok()
+        self.0
+            .decrypt_in_place_detached(nonce.into(), &[], text, tag.into())
+            .is_ok()
     }
 }
 
