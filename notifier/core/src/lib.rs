@@ -3,6 +3,7 @@
 //! The pipeline, in the order of the data. A module imports only modules listed above it.
 #![forbid(unsafe_code)]
 
+pub mod seeded;
 pub mod account;
 pub mod subscription;
 pub mod swarm;
