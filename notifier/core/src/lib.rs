@@ -10,6 +10,7 @@ pub mod swarm;
 pub mod omq;
 pub mod watch;
 pub mod event;
+pub mod confirm;
 pub mod fanout;
 pub mod seal;
 pub mod outbox;
