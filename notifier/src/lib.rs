@@ -1,1 +1,4 @@
-//! ground
+//! The push relay: what does what the core decided.
+#![forbid(unsafe_code)]
+
+pub mod http;
