@@ -1,4 +1,7 @@
 //! The push relay: what does what the core decided.
+//!
+//! Stages in the order of the data, then the tools and the wiring.
 #![forbid(unsafe_code)]
 
 pub mod http;
+pub mod watcher;
