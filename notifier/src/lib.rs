@@ -3,3 +3,4 @@
 
 pub mod sqlite;
 pub mod store;
+pub mod outbox;
