@@ -5,3 +5,7 @@
 
 pub mod http;
 pub mod watcher;
+//! The push relay: everything that does I/O. What it decides is in notifier-core.
+pub mod sqlite;
+pub mod store;
+pub mod outbox;
