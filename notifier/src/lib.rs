@@ -1,1 +1,2 @@
 //! ground
+pub mod watcher;
