@@ -20,3 +20,8 @@ pub mod node;
 pub mod swarms;
 
 pub mod oxend;
+
+pub mod keys;
+
+pub mod provider;
+pub mod seed;
