@@ -4,8 +4,8 @@
 #![forbid(unsafe_code)]
 
 pub mod http;
-pub mod watcher;
-//! The push relay: everything that does I/O. What it decides is in notifier-core.
-pub mod sqlite;
 pub mod store;
+pub mod watcher;
 pub mod outbox;
+
+pub mod sqlite;
