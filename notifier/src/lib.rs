@@ -3,6 +3,7 @@
 //! Stages in the order of the data, then the tools and the wiring.
 #![forbid(unsafe_code)]
 
+pub mod command;
 pub mod http;
 pub mod store;
 pub mod watcher;
