@@ -3,10 +3,10 @@
 //! Stages in the order of the data, then the tools and the wiring.
 #![forbid(unsafe_code)]
 
-pub mod command;
 pub mod http;
 pub mod store;
 pub mod watcher;
 pub mod outbox;
 
+pub mod command;
 pub mod sqlite;
