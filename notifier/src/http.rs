@@ -11,19 +11,20 @@
 //!
 //! Without direct requests (a setting) the first two do not exist: 404.
 
+mod body;
 mod info;
 mod limits;
 mod onion;
 mod subscribe;
 
 use axum::Router;
-use axum::body::{Body, HttpBody};
+use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use axum::routing::{get, post};
+use body::{BodyFault, BodyReader};
 use bytes::Bytes;
-use http_body_util::BodyExt;
 use limits::{CommonLimit, SourceLimit, Wait, network_of};
 use notifier_core::account::Service;
 use notifier_core::subscription::{Subscription, Unsubscription};
@@ -149,6 +150,7 @@ struct State<S> {
     onion_key: Secret<[u8; 32]>,
     body_limit: usize,
     request_timeout: Duration,
+    bodies: BodyReader,
     by_source: SourceLimit,
     onions: CommonLimit,
     info: Bytes,
@@ -174,6 +176,7 @@ impl<S: Subscriptions> State<S> {
             onion_key,
             body_limit: settings.body_limit,
             request_timeout: settings.request_timeout,
+            bodies: BodyReader::new(),
             by_source: SourceLimit::new(settings.direct_rate, settings.direct_burst, start),
             onions: CommonLimit::new(settings.onion_rate, settings.onion_burst, start),
         }
@@ -191,14 +194,15 @@ impl<S: Subscriptions> State<S> {
             None => Ok(()),
         };
         let kept = if allowed.is_ok() { self.body_limit } else { 0 };
-        let body = read_body(body, kept, deadline).await;
+        let body = self.bodies.read(body, kept, deadline).await;
         let answered = match (allowed, body) {
             (Err(wait), _) => Err(Refusal::SourceLimit(wait)),
-            (Ok(()), Ok(text)) if text.is_empty() => Ok(refuse(operation, WholeFault::NoBody)),
-            (Ok(()), Ok(text)) => Ok(self.desk.answer(operation, &text, deadline).await),
+            (Ok(()), Ok(text)) if text.bytes().is_empty() => Ok(refuse(operation, WholeFault::NoBody)),
+            (Ok(()), Ok(text)) => Ok(self.desk.answer(operation, text.bytes(), deadline).await),
             (Ok(()), Err(BodyFault::TooLarge)) => Ok(refuse(operation, WholeFault::TooLarge)),
             (Ok(()), Err(BodyFault::TooSlow)) => Err(Refusal::TooSlow),
             (Ok(()), Err(BodyFault::Broken)) => Err(Refusal::Broken),
+            (Ok(()), Err(BodyFault::NoRoom)) => Err(Refusal::NoRoom),
         };
         match answered {
             Ok(made) => answer(operation.label(), start, made.code, JSON, Bytes::from(made.json)),
@@ -217,15 +221,18 @@ impl<S: Subscriptions> State<S> {
         } else {
             0
         };
-        let body = read_body(request.into_body(), kept, deadline).await;
+        let body = self.bodies.read(request.into_body(), kept, deadline).await;
         let answered = match (allowed, body) {
             (Err(wait), _) => Err(Refusal::OnionLimit(wait)),
-            (Ok(()), Ok(sealed)) => onion::answer(&sealed, &self.onion_key, &self.desk, self.body_limit, deadline)
-                .await
-                .map_err(Refusal::from),
+            (Ok(()), Ok(sealed)) => {
+                onion::answer(sealed.bytes(), &self.onion_key, &self.desk, self.body_limit, deadline)
+                    .await
+                    .map_err(Refusal::from)
+            }
             (Ok(()), Err(BodyFault::TooLarge)) => Err(Refusal::TooLarge),
             (Ok(()), Err(BodyFault::TooSlow)) => Err(Refusal::TooSlow),
             (Ok(()), Err(BodyFault::Broken)) => Err(Refusal::Broken),
+            (Ok(()), Err(BodyFault::NoRoom)) => Err(Refusal::NoRoom),
         };
         match answered {
             Ok(sealed) => answer(ONION, start, StatusCode::OK, OCTETS, Bytes::from(sealed)),
@@ -243,6 +250,7 @@ enum Refusal {
     TooLarge,
     TooSlow,
     Broken,
+    NoRoom,
     Unreadable,
     NoRandomness,
 }
@@ -264,6 +272,7 @@ impl Refusal {
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "Request too large", "too_large"),
             Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "Request too slow", "too_slow"),
             Self::Broken => (StatusCode::BAD_REQUEST, "Request broken off", "broken"),
+            Self::NoRoom => (StatusCode::SERVICE_UNAVAILABLE, "Busy", "no_room"),
             Self::Unreadable => (StatusCode::BAD_REQUEST, INVALID_ONION, "unreadable"),
             Self::NoRandomness => (StatusCode::INTERNAL_SERVER_ERROR, "Internal error", "no_randomness"),
         }
@@ -283,54 +292,10 @@ impl Refusal {
             Self::TooLarge | Self::TooSlow | Self::Broken => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            Self::Unreadable | Self::NoRandomness => {}
+            Self::NoRoom | Self::Unreadable | Self::NoRandomness => {}
         }
         response
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum BodyFault {
-    TooLarge,
-    TooSlow,
-    Broken,
-}
-
-/// At most `kept` bytes. A longer body is read on without being kept, up to a bound: a client that is still sending
-/// when we close would never see the answer.
-async fn read_body(body: Body, kept: usize, deadline: Instant) -> Result<Vec<u8>, BodyFault> {
-    let reading = async {
-        let mut body = body;
-        let most = kept.saturating_add(READ_ON);
-        let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-        if announced > most {
-            return Err(BodyFault::TooLarge);
-        }
-        // Memory is given for bytes that came, not for bytes announced.
-        let mut bytes = Vec::with_capacity(announced.min(kept).min(FIRST_BUFFER));
-        let mut read = 0usize;
-        while let Some(frame) = body.frame().await {
-            let Ok(data) = frame.map_err(|_| BodyFault::Broken)?.into_data() else {
-                continue;
-            };
-            read = read.saturating_add(data.len());
-            if read > most {
-                break;
-            } else if read > kept {
-                bytes = Vec::new();
-            } else {
-                bytes.extend_from_slice(&data);
-            }
-        }
-        if read > kept {
-            Err(BodyFault::TooLarge)
-        } else {
-            Ok(bytes)
-        }
-    };
-    tokio::time::timeout_at(deadline, reading)
-        .await
-        .unwrap_or(Err(BodyFault::TooSlow))
 }
 
 fn answer(path: &'static str, start: Instant, code: StatusCode, content_type: &'static str, body: Bytes) -> Response {
@@ -437,6 +402,3 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of an onion request beyond its inner body: keys and metadata take 500; the rest lets a body that is a little too large be
 /// told so in secret.
 const ONION_ROOM: usize = 64 * 1024;
-/// Bytes of a body that are read beyond those that are kept.
-const READ_ON: usize = 4 << 20;
-const FIRST_BUFFER: usize = 16 * 1024;

@@ -55,3 +55,19 @@ pub fn node_list(data: &[u8]) {
         assert_eq!(ring.nodes().count(), list.nodes.len());
     }
 }
+
+pub fn notification(data: &[u8]) {
+    if let Ok(event) = notifier_core::event::parse(bytes::Bytes::copy_from_slice(data)) {
+        let _ = event.hash_verifies();
+        let _ = notifier_core::seal::payload(&event, true, notifier_core::seal::Limits::OF_PROVIDERS);
+    }
+}
+
+pub fn link(data: &[u8]) {
+    notifier_core::omq::fuzz_connection(data, std::time::Instant::now());
+}
+
+pub fn addresses(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let _ = text.parse::<notifier_core::omq::Address>();
+}

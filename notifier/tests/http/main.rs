@@ -7,7 +7,9 @@ use notifier_core::subscription::{DeviceId, Subscription, Unsubscription};
 use quietline_notifier::http::{Http, Settings, Stored, Subscriptions, Unavailable, serve};
 use quietline_shared::crypto::x25519_public;
 use quietline_shared::redact::Secret;
-use quietline_shared::service::telemetry::Metrics;
+use quietline_shared::service::config::SettingsFile;
+use quietline_shared::service::lifecycle;
+use quietline_shared::service::telemetry::{LogSettings, Metrics, OpsSettings};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -16,6 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Barrier, oneshot};
 
+mod canaries;
 mod envelope;
 mod hostile;
 mod vectors;
@@ -42,6 +45,8 @@ enum Trouble {
     WaitsFor(Arc<Barrier>),
     /// Refuses accounts whose key begins with this byte.
     RefusesSome(u8),
+    /// Panics with a text about a device.
+    Panics,
 }
 
 impl Shelf {
@@ -57,6 +62,7 @@ impl Shelf {
             }
             Trouble::RefusesSome(first) if device.account.key()[0] == first => Err(Unavailable),
             Trouble::RefusesSome(_) => Ok(()),
+            Trouble::Panics => panic!("lost {}", String::from_utf8_lossy(device.token.expose())),
         }
     }
 }
@@ -583,6 +589,20 @@ fn the_example_settings_show_the_defaults() {
     let shown: Settings = example["http"].clone().try_into().unwrap();
     let default = parse_settings("");
     assert_eq!(format!("{shown:?}"), format!("{default:?}"));
+}
+
+#[test]
+fn the_example_settings_are_read_with_paths_that_start_at_their_folder() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/notifier.toml");
+    let mut file = SettingsFile::read(path.as_ref()).unwrap();
+    let http = file.section::<Settings>("http");
+    let ops = file.section::<OpsSettings>("ops");
+    let log = file.section::<LogSettings>("log");
+    let lifecycle = file.section::<lifecycle::Settings>("lifecycle");
+    assert!(file.finish_partly().unwrap().0.is_empty());
+    assert!(http.unwrap().onion_key_file.ends_with("deploy/keys/onion"));
+    assert_eq!((ops, log), (Some(OpsSettings::default()), Some(LogSettings::default())));
+    assert_eq!(lifecycle.unwrap().drain, std::time::Duration::from_secs(20));
 }
 
 #[test]

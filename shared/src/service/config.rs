@@ -148,6 +148,11 @@ impl SettingsFile {
         for name in self.sections.keys().filter(|name| !self.taken.contains(*name)) {
             self.faults.push(unknown(name, name, &known));
         }
+        self.finish_partly()
+    }
+
+    /// As [`Self::finish`] for a command that needs only some sections: it says nothing about the others.
+    pub fn finish_partly(self) -> Result<Warnings, Faults> {
         if self.faults.is_empty() {
             Ok(Warnings(self.warnings))
         } else {
