@@ -147,6 +147,31 @@ impl Index {
         })
     }
 
+    /// Looks at `places` places from `from` and gives the devices whose service and token are `wanted`; and where to go on, `None` at
+    /// the end.
+    pub fn devices_from(
+        &self,
+        from: usize,
+        places: usize,
+        wanted: impl Fn(Service, &[u8]) -> bool,
+    ) -> (Vec<DeviceId>, Option<usize>) {
+        let end = self.end() as usize;
+        let to = from.saturating_add(places).min(end);
+        let found = (from..to)
+            .filter_map(|place| {
+                let slot = at(&self.segments, Place::try_from(place).ok()?);
+                slot.record.as_ref()?;
+                let view = slot.view();
+                wanted(slot.service, view.token).then(|| DeviceId {
+                    account: AccountId::new(*slot.account()),
+                    service: slot.service,
+                    token: DeviceToken::new(view.token),
+                })
+            })
+            .collect();
+        (found, (to < end).then_some(to))
+    }
+
     pub fn contains(&self, account: &AccountId) -> bool {
         self.head_of(account) != NOWHERE
     }
