@@ -163,3 +163,72 @@ impl Latency {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::phone::PushService;
+    use crate::sodium;
+
+    #[test]
+    fn a_message_counts_once_and_a_second_copy_as_a_duplicate() {
+        let (ledger, phone) = (Ledger::default(), Phone::new(PushService::Apns));
+        ledger.know(&phone);
+        ledger.note_sent(&phone, "first".into());
+        ledger.note_sent(&phone, "second".into());
+        ledger.note_delivery(&push(&phone, "first", true));
+        ledger.note_delivery(&push(&phone, "first", true));
+        let totals = Totals {
+            sent: 2,
+            delivered: 1,
+            duplicates: 1,
+            ..Totals::default()
+        };
+        assert_eq!((ledger.totals(), ledger.on_the_way()), (totals, 1));
+        assert_eq!(ledger.overdue(Duration::ZERO), 1);
+        assert_eq!(ledger.take_latency().count, 1);
+        assert_eq!(ledger.take_latency().count, 0);
+        assert_eq!(ledger.whole_latency().count, 1);
+    }
+
+    #[test]
+    fn a_refused_push_counts_nothing_and_an_unreadable_one_is_strange() {
+        let (ledger, phone) = (Ledger::default(), Phone::new(PushService::Firebase));
+        ledger.know(&phone);
+        ledger.note_sent(&phone, "first".into());
+        ledger.note_delivery(&push(&phone, "first", false));
+        assert_eq!(ledger.totals().delivered, 0);
+        let mut other = phone.clone();
+        other.enc_key = sodium::random();
+        ledger.note_delivery(&push(&other, "first", true));
+        ledger.note_delivery(&push(&phone, "never sent", true));
+        ledger.note_delivery(&push(&Phone::new(PushService::Apns), "first", true));
+        assert_eq!(
+            ledger.totals(),
+            Totals {
+                sent: 1,
+                strange: 3,
+                ..Totals::default()
+            }
+        );
+    }
+
+    /// As a notifier would seal it.
+    fn push(phone: &Phone, hash: &str, accepted: bool) -> Delivery {
+        let metadata = serde_json::json!({ "@": phone.account_hex(), "#": hash, "n": 0, "t": 1, "z": 2, "l": 1 });
+        let metadata = metadata.to_string();
+        let plaintext = format!("l{}:{metadata}1:xe\0\0\0", metadata.len());
+        let nonce = sodium::random::<24>();
+        let sealed = sodium::xchacha20_seal(&phone.enc_key, &nonce, plaintext.as_bytes());
+        Delivery {
+            service: phone.service,
+            token: phone.token.clone(),
+            id: None,
+            enc_payload: [nonce.as_slice(), &sealed].concat(),
+            headers: Vec::new(),
+            body: serde_json::Value::Null,
+            at: Instant::now(),
+            accepted,
+        }
+    }
+}

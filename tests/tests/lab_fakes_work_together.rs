@@ -1,4 +1,5 @@
 //! The lab's fakes among themselves, without a notifier: raw libzmq and HTTP/2 clients stand in for it.
+#![expect(clippy::unwrap_used, reason = "a helper of a test may panic as the test itself")]
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};

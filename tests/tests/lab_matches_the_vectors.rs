@@ -1,4 +1,5 @@
 //! The lab against golden data made by the upstream code: what checks the product is itself checked.
+#![expect(clippy::unwrap_used, reason = "a helper of a test may panic as the test itself")]
 
 use quietline_lab::bt::Bt;
 use quietline_lab::node::{SwarmMessage, message_hash, monitor};
@@ -40,8 +41,6 @@ fn the_inner_request_is_written_as_clients_write_it() {
     let vectors = load(include_str!("../vectors/onion-v4.json"));
     for case in items(&vectors["built"]) {
         let plaintext = bytes(&case["plaintext_hex"]);
-        let body = plaintext.rsplit(|byte| *byte == b':').count();
-        assert!(body > 1, "a body follows the metadata");
         let Some(Bt::List(parts)) = Bt::parse(&plaintext) else {
             panic!("a list")
         };
@@ -322,7 +321,6 @@ fn fake_nodes_push_byte_for_byte_what_the_real_one_pushed() {
         compared += 1;
     }
     assert_eq!(compared, 3);
-    assert_eq!(message_hash(&[5; 33], -400, b"x"), message_hash(&[5; 33], -400, b"x"));
     assert_ne!(message_hash(&[5; 33], 0, b"x"), message_hash(&[5; 33], 1, b"x"));
 }
 
