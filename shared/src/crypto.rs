@@ -1,1 +1,192 @@
-//! ground
+//! The few operations both servers need, each with one name and no choices.
+//!
+//! In: keys, bytes, nonces. Out: bytes, or a plain "no". Never: makes randomness, logs, or says why a seal did not open.
+
+use crate::redact::Secret;
+use aes_gcm::Aes256Gcm;
+use blake2::Blake2bMac;
+use blake2::digest::consts::{U16, U32};
+use blake2::digest::{Digest, FixedOutput, KeyInit, Mac, Update};
+use chacha20poly1305::XChaCha20Poly1305;
+use chacha20poly1305::aead::{Aead, AeadInOut};
+use crypto_box::aead::AeadInPlace;
+use curve25519_dalek::edwards::CompressedEdwardsY;
+use ed25519_dalek::{Signature, VerifyingKey};
+use hmac::Hmac;
+use sha2::Sha256;
+
+/// Poly1305 and GCM tags are 16 bytes.
+pub const TAG: usize = 16;
+/// XChaCha20 nonces and CurveZMQ nonces are 24 bytes.
+pub const NONCE: usize = 24;
+
+/// Ed25519 with libsodium's rules: no small-order keys, no signatures beyond the group order.
+pub fn verify_ed25519(public: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> bool {
+    VerifyingKey::from_bytes(public)
+        .is_ok_and(|key| key.verify_strict(message, &Signature::from_bytes(signature)).is_ok())
+}
+
+/// The X25519 key of an Ed25519 key, `None` where libsodium's `crypto_sign_ed25519_pk_to_curve25519` refuses it: not on the
+/// curve, written in a non-canonical way, of small order, or outside the main subgroup.
+pub fn ed25519_to_x25519(public: &[u8; 32]) -> Option<[u8; 32]> {
+    let point = CompressedEdwardsY(*public).decompress()?;
+    let canonical = point.compress().as_bytes() == public;
+    (canonical && !point.is_small_order() && point.is_torsion_free()).then(|| point.to_montgomery().to_bytes())
+}
+
+/// The public half of an X25519 key.
+pub fn x25519_public(secret: &Secret<[u8; 32]>) -> [u8; 32] {
+    x25519_dalek::x25519(*secret.expose(), x25519_dalek::X25519_BASEPOINT_BYTES)
+}
+
+/// The shared secret; `None` if the other side's key has small order, which would make it the same for everybody.
+pub fn x25519_shared(secret: &Secret<[u8; 32]>, their_public: &[u8; 32]) -> Option<Secret<[u8; 32]>> {
+    let shared = x25519_dalek::x25519(*secret.expose(), *their_public);
+    (shared != [0; 32]).then(|| Secret::new(shared))
+}
+
+/// Keyed BLAKE2b-256 over length-prefixed parts: no two lists of parts have the same input.
+pub fn keyed_hash_32(key: &Secret<[u8; 32]>, parts: &[&[u8]]) -> [u8; 32] {
+    // BLAKE2b takes any key up to 64 bytes; the length is fixed by the type.
+    let mut mac = Blake2bMac::<U32>::new_from_slice(key.expose()).expect("32 bytes are a valid BLAKE2b key");
+    feed_parts(&mut mac, parts);
+    mac.finalize_fixed().into()
+}
+
+/// As [`keyed_hash_32`], 16 bytes.
+pub fn keyed_hash_16(key: &Secret<[u8; 32]>, parts: &[&[u8]]) -> [u8; 16] {
+    let mut mac = Blake2bMac::<U16>::new_from_slice(key.expose()).expect("32 bytes are a valid BLAKE2b key");
+    feed_parts(&mut mac, parts);
+    mac.finalize_fixed().into()
+}
+
+fn feed_parts(mac: &mut impl Update, parts: &[&[u8]]) {
+    for part in parts {
+        mac.update(&(part.len() as u64).to_le_bytes());
+        mac.update(part);
+    }
+}
+
+/// Plain BLAKE2b-256 over the parts one after the other.
+pub fn blake2b_256(parts: &[&[u8]]) -> [u8; 32] {
+    let mut hash = blake2::Blake2b::<U32>::new();
+    for part in parts {
+        Digest::update(&mut hash, part);
+    }
+    hash.finalize().into()
+}
+
+pub fn hmac_sha256(key: &[u8], message: &[u8]) -> [u8; 32] {
+    let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key).expect("HMAC takes keys of any length");
+    Mac::update(&mut mac, message);
+    mac.finalize().into_bytes().into()
+}
+
+/// nonce ‖ ciphertext ‖ tag.
+pub fn xchacha_seal(key: &[u8; 32], nonce: &[u8; 24], plaintext: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(NONCE + plaintext.len() + TAG);
+    out.extend_from_slice(nonce);
+    out.extend_from_slice(plaintext);
+    let cipher = XChaCha20Poly1305::new(key.into());
+    let (_, text) = out.split_at_mut(NONCE);
+    let tag = cipher
+        .encrypt_inout_detached(nonce.into(), &[], text.into())
+        .expect("the text is far below the cipher's 256 GiB");
+    out.extend_from_slice(&tag);
+    out
+}
+
+/// Opens nonce ‖ ciphertext ‖ tag.
+pub fn xchacha_open(key: &[u8; 32], sealed: &[u8]) -> Option<Vec<u8>> {
+    let (nonce, sealed) = sealed.split_first_chunk::<NONCE>()?;
+    XChaCha20Poly1305::new(key.into()).decrypt(nonce.into(), sealed).ok()
+}
+
+/// nonce (12) ‖ ciphertext ‖ tag.
+pub fn aes_gcm_seal(key: &[u8; 32], nonce: &[u8; 12], plaintext: &[u8]) -> Vec<u8> {
+    let sealed = Aes256Gcm::new(key.into())
+        .encrypt(nonce.into(), plaintext)
+        .expect("the text is far below the cipher's 64 GiB");
+    [nonce.as_slice(), &sealed].concat()
+}
+
+/// Opens nonce (12) ‖ ciphertext ‖ tag.
+pub fn aes_gcm_open(key: &[u8; 32], sealed: &[u8]) -> Option<Vec<u8>> {
+    let (nonce, sealed) = sealed.split_first_chunk::<12>()?;
+    Aes256Gcm::new(key.into()).decrypt(nonce.into(), sealed).ok()
+}
+
+/// NaCl's `crypto_box` between two fixed keys, the shared key computed once: CurveZMQ's box.
+pub struct CurveBox(crypto_box::SalsaBox);
+
+impl CurveBox {
+    pub fn new(their_public: &[u8; 32], my_secret: &Secret<[u8; 32]>) -> Self {
+        let secret = crypto_box::SecretKey::from_bytes(*my_secret.expose());
+        Self(crypto_box::SalsaBox::new(
+            &crypto_box::PublicKey::from_bytes(*their_public),
+            &secret,
+        ))
+    }
+
+    /// Encrypts in place; on the wire the tag comes first.
+    pub fn seal_in_place(&self, nonce: &[u8; 24], text: &mut [u8]) -> [u8; TAG] {
+        self.0
+            .encrypt_in_place_detached(nonce.into(), &[], text)
+            .expect("the text is far below the cipher's limit")
+            .into()
+    }
+
+    /// Decrypts in place; false leaves the bytes unusable.
+    pub fn open_in_place(&self, nonce: &[u8; 24], text: &mut [u8], tag: &[u8; TAG]) -> bool {
+        self.0
+            .decrypt_in_place_detached(nonce.into(), &[], text, tag.into())
+            .is_ok()
+    }
+}
+
+impl std::fmt::Debug for CurveBox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CurveBox(<secret>)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_box_opens_only_with_the_other_half_and_the_same_nonce() {
+        let (alice, bob) = (Secret::new([1; 32]), Secret::new([2; 32]));
+        let sender = CurveBox::new(&x25519_public(&bob), &alice);
+        let receiver = CurveBox::new(&x25519_public(&alice), &bob);
+        let mut text = *b"message";
+        let tag = sender.seal_in_place(&[3; 24], &mut text);
+        let mut copy = text;
+        assert!(!receiver.open_in_place(&[4; 24], &mut copy, &tag));
+        assert!(receiver.open_in_place(&[3; 24], &mut text, &tag));
+        assert_eq!(&text, b"message");
+    }
+
+    #[test]
+    fn keyed_hashes_tell_apart_what_concatenation_would_not() {
+        let key = Secret::new([9; 32]);
+        assert_ne!(keyed_hash_32(&key, &[b"ab", b"c"]), keyed_hash_32(&key, &[b"a", b"bc"]));
+        assert_ne!(keyed_hash_16(&key, &[b"ab", b"c"]), keyed_hash_16(&key, &[b"a", b"bc"]));
+    }
+
+    #[test]
+    fn a_seal_opens_and_a_flipped_bit_does_not() {
+        let mut sealed = xchacha_seal(&[1; 32], &[2; 24], b"text");
+        assert_eq!(xchacha_open(&[1; 32], &sealed).as_deref(), Some(b"text".as_slice()));
+        let mut gcm = aes_gcm_seal(&[1; 32], &[2; 12], b"text");
+        assert_eq!(aes_gcm_open(&[1; 32], &gcm).as_deref(), Some(b"text".as_slice()));
+        for byte in [0, 25, sealed.len() - 1] {
+            sealed[byte] ^= 1;
+            assert_eq!(xchacha_open(&[1; 32], &sealed), None);
+            sealed[byte] ^= 1;
+        }
+        gcm[13] ^= 1;
+        assert_eq!(aes_gcm_open(&[1; 32], &gcm), None);
+        assert_eq!(xchacha_open(&[1; 32], &[0; 5]), None);
+    }
+}

@@ -4,10 +4,11 @@
 //! running process needs: settings, telemetry, lifecycle.
 #![forbid(unsafe_code)]
 
-pub mod redact;
+pub mod backoff;
 pub mod bencode;
 pub mod crypto;
+pub mod keytext;
 pub mod onion;
-pub mod backoff;
+pub mod redact;
 #[cfg(feature = "service")]
 pub mod service;

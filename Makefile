@@ -1,0 +1,35 @@
+# make run · make test · make bench · make fuzz · make soak: each installs what it needs and does the whole job.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help run test bench fuzz soak setup
+
+help:
+	@echo "make run    build everything, start the notifier and a lab around it, watch a phone wake (Ctrl-C ends)"
+	@echo "make test   every check: format, lints, licences, unit, end-to-end and foreign-peer tests"
+	@echo "make bench  speed and memory, each figure beside a reference of the same run"
+	@echo "make soak   a hundred kills under load (an hour)"
+	@echo "make fuzz   every fuzz target for FUZZ_SECONDS (default 60) seconds"
+
+setup:
+	@.ci/setup
+
+run: setup
+	cargo build --release --bin quietline-notifier --bin quietline-lab
+	target/release/quietline-lab run
+
+test: setup
+	.ci/check
+
+bench: setup
+	cargo build --release --bin quietline-notifier --bin quietline-lab
+	cargo bench --workspace
+
+soak: setup
+	cargo build --release --bin quietline-notifier --bin quietline-lab
+	cargo test --release -p quietline-lab --test kills -- --nocapture
+
+FUZZ_SECONDS ?= 60
+fuzz: setup
+	@command -v cargo-fuzz >/dev/null || cargo install cargo-fuzz --locked
+	cd tests/fuzz && for target in $$(cargo fuzz list); do \
+	  RUSTC_BOOTSTRAP=1 cargo fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 || exit 1; done
