@@ -10,7 +10,7 @@ use crate::outbox::{Lane, OutboxError, OutboxFile};
 use crate::settings::Settings;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{StoreError, SubscriptionStore};
-use crate::watcher::{self, Watcher};
+use crate::watcher;
 use crate::http;
 use bytes::Bytes;
 use desk::{Desk, Records};
@@ -18,8 +18,6 @@ use notifier_core::account::Service;
 use notifier_core::fanout::Mark;
 use notifier_core::omq::Identity;
 use notifier_core::outbox::{Effect, EntryId, Outcome, Push};
-use quietline_shared::crypto::{keyed_hash_32, x25519_public};
-use quietline_shared::redact::Secret;
 use quietline_shared::service::lifecycle::{self, Readiness, Signals, Stop};
 use quietline_shared::service::telemetry::{self, TelemetryError};
 use relay::{Command, Ends, Relay, RelaySettings};
@@ -35,7 +33,7 @@ const INCOMING: usize = 16_384;
 const COMMANDS: usize = 4_096;
 /// Dead tokens and stopped lanes that may wait to be told.
 const EFFECTS: usize = 4_096;
-/// Rows that go to the index at once while the store is read.
+/// How often rows whose signature ran out are removed.
 const EXPIRED_ROWS_EVERY: Duration = Duration::from_secs(3600);
 
 /// Why the notifier does not start. What is wrong with settings is told before, all at once.
@@ -69,8 +67,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let http_listener = listen("[http] listen", settings.http.listen).await?;
 
     let window = settings.fanout.window;
-    // The marks' key is derived, so that one more file need not be kept.
-    let mark_key = Secret::new(keyed_hash_32(settings.lookup_key.expose(), &[b"marks of messages"]));
+    let mark_key = settings.lookup_key.derive("marks of messages");
     let store: Arc<dyn SubscriptionStore> = Arc::new(SqliteStore::open(&settings.store, settings.lookup_key).await?);
     let file = OutboxFile::open(&settings.outbox).await?;
     let mut seen = Vec::new();
@@ -82,7 +79,13 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let mut starts = Vec::new();
     let services = settings.dispatch.services();
     let timeout = settings.dispatch.timeout;
-    for (service, concurrency) in settings.dispatch.lanes() {
+    for service in services.iter().copied() {
+        let concurrency = match service {
+            Service::Apns => settings.dispatch.apns.as_ref().map(|section| section.concurrency),
+            Service::ApnsSandbox => settings.dispatch.apns_sandbox.as_ref().map(|section| section.concurrency),
+            Service::Firebase => settings.dispatch.firebase.as_ref().map(|section| section.concurrency),
+        }
+        .expect("the service is on offer");
         let (pushes, jobs) = mpsc::channel(concurrency);
         let lane = Lane { service, concurrency: u32::try_from(concurrency).unwrap_or(u32::MAX), pushes };
         lanes.push(lane);
@@ -95,7 +98,10 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         let outcomes = outbox.handle.outcomes.clone();
         lane_tasks.push(match service {
             Service::Apns | Service::ApnsSandbox => {
-                let section = settings.dispatch.apns_of(service);
+                let section = match service {
+                    Service::Apns => settings.dispatch.apns.as_ref(),
+                    _ => settings.dispatch.apns_sandbox.as_ref(),
+                };
                 let provider = Apns::new(service, section.expect("the service is on offer"), timeout)?;
                 start_lane(provider, jobs, outcomes, concurrency, timeout)
             }
@@ -189,6 +195,28 @@ fn start_lane<P: Provider + 'static>(
     concurrency: usize,
     timeout: Duration,
 ) -> JoinHandle<()> {
+    let (jobs_in, adapted) = mpsc::channel(concurrency);
+    tokio::spawn(async move {
+        let mut jobs: mpsc::Receiver<Push> = jobs;
+        while let Some(push) = jobs.recv().await {
+            let job = dispatch::Push {
+                entry: push.id,
+                push_id: push.push_id,
+                service: push.sealed.service,
+                token: push.sealed.token.clone(),
+                payload: push.body().into(),
+                priority: push.sealed.priority,
+                class: push.sealed.class,
+                too_long: push.fallback || push.sealed.fallback.is_none(),
+                deadline_ms: push.deadline_ms,
+                expires_at_ms: push.sealed.expires_at_ms,
+            };
+            if jobs_in.send(job).await.is_err() {
+                return;
+            }
+        }
+    });
+    let jobs = adapted;
     // A lane ends when the outbox drops its end: until then each push that it took gets its outcome.
     tokio::spawn(dispatch::run_lane(Arc::new(provider), jobs, outcomes, concurrency, timeout, std::future::pending()))
 }
@@ -300,11 +328,6 @@ fn log_end(task: &'static str, end: Result<(), tokio::task::JoinError>) {
     if end.is_err_and(|fault| fault.is_panic()) {
         tracing::error!(task, "a task ended by a panic");
     }
-}
-
-/// The public half of the onion key, for who runs it.
-pub fn onion_public(secret: &Secret<[u8; 32]>) -> String {
-    hex::encode(x25519_public(secret))
 }
 
 fn unix_ms() -> i64 {

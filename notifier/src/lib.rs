@@ -7,6 +7,9 @@ pub mod http;
 pub mod store;
 pub mod watcher;
 pub mod outbox;
+pub mod dispatch;
 
-pub mod command;
 pub mod sqlite;
+pub mod settings;
+pub mod command;
+pub mod app;

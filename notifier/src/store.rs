@@ -123,6 +123,11 @@ impl LookupKey {
         Self(key)
     }
 
+    /// Another key for another purpose, so that one more file need not be kept.
+    pub fn derive(&self, purpose: &str) -> Secret<[u8; 32]> {
+        Secret::new(keyed_hash_32(&self.0, &[purpose.as_bytes()]))
+    }
+
     fn lookup(&self, device: &DeviceId) -> Lookup {
         keyed_hash_32(
             &self.0,
