@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
@@ -361,6 +361,8 @@ trait Fake: Send + Sync + 'static {
 struct Server {
     address: SocketAddr,
     connections: Arc<AtomicU64>,
+    /// A provider that is down drops its connections, and each new one before TLS.
+    down: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
@@ -380,6 +382,7 @@ impl Server {
         let address = listener.local_addr()?;
         let acceptor = TlsAcceptor::from(tls);
         let connections = Arc::new(AtomicU64::new(0));
+        let (down, is_down) = watch::channel(false);
         let counted = Arc::clone(&connections);
         let task = tokio::spawn(async move {
             let mut running = tokio::task::JoinSet::new();
@@ -387,8 +390,11 @@ impl Server {
                 tokio::select! {
                     accepted = listener.accept() => {
                         let Ok((stream, _)) = accepted else { continue };
+                        if *is_down.borrow() {
+                            continue;
+                        }
                         counted.fetch_add(1, Ordering::Relaxed);
-                        running.spawn(serve_connection(Arc::clone(&fake), acceptor.clone(), stream, streams));
+                        running.spawn(serve_connection(Arc::clone(&fake), acceptor.clone(), stream, streams, is_down.clone()));
                     }
                     Some(_) = running.join_next() => {}
                 }
@@ -397,8 +403,13 @@ impl Server {
         Ok(Self {
             address,
             connections,
+            down,
             task,
         })
+    }
+
+    fn set_down(&self, down: bool) {
+        self.down.send_replace(down);
     }
 }
 
@@ -408,7 +419,13 @@ impl Drop for Server {
     }
 }
 
-async fn serve_connection<F: Fake>(fake: Arc<F>, tls: TlsAcceptor, stream: tokio::net::TcpStream, streams: u32) {
+async fn serve_connection<F: Fake>(
+    fake: Arc<F>,
+    tls: TlsAcceptor,
+    stream: tokio::net::TcpStream,
+    streams: u32,
+    mut is_down: watch::Receiver<bool>,
+) {
     let _ = stream.set_nodelay(true);
     let Ok(stream) = tls.accept(stream).await else { return };
     let has_client_certificate = stream.get_ref().1.peer_certificates().is_some();
@@ -443,6 +460,7 @@ async fn serve_connection<F: Fake>(fake: Arc<F>, tls: TlsAcceptor, stream: tokio
             _ = connection.as_mut() => return,
             () = control.go_away.notified() => connection.as_mut().graceful_shutdown(),
             () = control.cut.notified() => return,
+            _ = is_down.wait_for(|down| *down) => return,
         }
     }
 }

@@ -34,6 +34,12 @@ pub fn notifier_settings(addresses: &Addresses) -> Table {
         key_file = "keys/link"
         node_list_file = "data/nodes.json"
 
+        [event]
+
+        [fanout]
+
+        [seal]
+
         [outbox]
         path = "data/outbox.db"
 
@@ -53,6 +59,8 @@ pub fn notifier_settings(addresses: &Addresses) -> Table {
 
         [log]
         level = "info"
+
+        [lifecycle]
     };
     set(&mut settings, "http.listen", addresses.http.to_string());
     set(&mut settings, "ops.listen", addresses.ops.to_string());

@@ -294,6 +294,17 @@ async fn apns_takes_a_good_push_and_answers_as_scripted() {
     apns.script().queue(&token, Answer::Cut);
     assert!(client.post(&path, &headers, body).await.is_err());
     assert_eq!(apns.connections(), 2);
+
+    let client = Http2::connect(&keys, apns.address()).await;
+    apns.set_down(true);
+    client.closed().await;
+    assert!(
+        Http2::try_connect_to(keys.authority.certificate(), apns.address())
+            .await
+            .is_err()
+    );
+    apns.set_down(false);
+    Http2::connect(&keys, apns.address()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -459,16 +470,20 @@ impl Http2 {
     }
 
     async fn connect_to(trusted: &CertificateDer<'static>, address: SocketAddr) -> Self {
-        let tcp = TcpStream::connect(address).await.unwrap();
+        Self::try_connect_to(trusted, address).await.unwrap()
+    }
+
+    async fn try_connect_to(trusted: &CertificateDer<'static>, address: SocketAddr) -> std::io::Result<Self> {
+        let tcp = TcpStream::connect(address).await?;
         let tls = TlsConnector::from(client_config(trusted).unwrap());
-        let tls = tls.connect("localhost".try_into().unwrap(), tcp).await.unwrap();
+        let tls = tls.connect("localhost".try_into().unwrap(), tcp).await?;
         let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls))
             .await
             .unwrap();
         let connection = tokio::spawn(async move {
             let _ = connection.await;
         });
-        Self { sender, connection }
+        Ok(Self { sender, connection })
     }
 
     async fn post(&mut self, path: &str, headers: &[(&str, &str)], body: String) -> Result<(u16, Bytes), hyper::Error> {

@@ -64,6 +64,11 @@ impl Apns {
         &self.state.script
     }
 
+    /// A provider that is down drops every connection, those that stand and those that come.
+    pub fn set_down(&self, down: bool) {
+        self.server.set_down(down);
+    }
+
     /// TCP connections so far.
     pub fn connections(&self) -> u64 {
         self.server.connections.load(Ordering::Relaxed)

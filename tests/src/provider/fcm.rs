@@ -96,6 +96,11 @@ impl Fcm {
         self.state.bearers_given.load(Ordering::Relaxed)
     }
 
+    /// A provider that is down drops every connection, those that stand and those that come.
+    pub fn set_down(&self, down: bool) {
+        self.server.set_down(down);
+    }
+
     /// TCP connections so far.
     pub fn connections(&self) -> u64 {
         self.server.connections.load(Ordering::Relaxed)
