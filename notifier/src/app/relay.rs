@@ -240,7 +240,7 @@ impl Relay {
                 for subscription in &subscriptions {
                     self.index.upsert(subscription);
                 }
-                drop(done.send(()));
+                let _ = done.send(());
             }
             Command::Remove { device, done } => drop(done.send(self.index.remove(&device))),
             Command::Devices { accounts, done } => {
