@@ -1,4 +1,5 @@
 //! The link to a node against libzmq, which is what every node runs, and against peers that mean no good.
+#![allow(clippy::unwrap_used, reason = "the helpers of a test are outside of its functions")]
 
 use bytes::Bytes;
 use notifier_core::omq::{Address, Identity, LinkFault, RequestFailure, Transport};
