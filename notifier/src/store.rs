@@ -145,3 +145,27 @@ pub const LOAD_BATCH: usize = 500;
 
 /// Subscriptions in one item of `scan`.
 pub const SCAN_BATCH: i64 = 1_024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_need_the_key_file_and_refuse_unknown_keys() {
+        let read = serde_json::from_str::<StoreSettings>;
+        assert_eq!(
+            read(r#"{"lookup_key_file": "k"}"#).unwrap().path,
+            PathBuf::from("data/subscriptions.db")
+        );
+        assert!(read("{}").is_err());
+        assert!(read(r#"{"lookup_key_file": "k", "paht": "x"}"#).is_err());
+    }
+
+    #[test]
+    fn a_day_ends_at_midnight_also_before_1970() {
+        assert_eq!(
+            [-86_401, -86_400, -1, 0, 86_399, 86_400].map(day_of),
+            [-2, -1, -1, 0, 0, 1]
+        );
+    }
+}
