@@ -5,6 +5,8 @@
 
 pub mod link;
 pub mod nodes;
+#[cfg(test)]
+mod fakes;
 mod routes;
 mod settings;
 
@@ -258,7 +260,9 @@ impl<S: RecordSource> Driver<S> {
     }
 
     fn take_list(&mut self, nodes: &mut Nodes) {
-        let Some(list) = nodes.lists.borrow_and_update().clone() else { return };
+        let Some(list) = nodes.lists.borrow_and_update().clone() else {
+            return;
+        };
         let ring = Arc::new(SwarmRing::new(&list));
         metrics::gauge!("watch_nodes").set(count(list.nodes.len()));
         self.has_nodes = true;
@@ -316,9 +320,11 @@ impl<S: RecordSource> Driver<S> {
                 }
                 Action::Request { node, request, body } => {
                     let link = self.link_by_node.get(&node).and_then(|id| self.links.get(id));
-                    let sent = link.is_some_and(|link| link.handle.request(request, "monitor.messages", Some(body)).is_ok());
+                    let sent =
+                        link.is_some_and(|link| link.handle.request(request, "monitor.messages", Some(body)).is_ok());
                     if !sent {
-                        self.watch.handle_reply(node, request, Err(ReplyFault::NotSent), Instant::now());
+                        self.watch
+                            .handle_reply(node, request, Err(ReplyFault::NotSent), Instant::now());
                     }
                 }
                 Action::NeedRecords { batch, accounts } => self.load(batch, accounts),
@@ -352,7 +358,11 @@ impl<S: RecordSource> Driver<S> {
     fn load(&mut self, batch: BatchId, accounts: Vec<AccountId>) {
         let (source, loaded) = (Arc::clone(&self.records), self.loaded.clone());
         self.loads.spawn(async move {
-            let mut answer = Answer { batch, loaded, records: Err(RecordsUnavailable) };
+            let mut answer = Answer {
+                batch,
+                loaded,
+                records: Err(RecordsUnavailable),
+            };
             if let Ok(records) = timeout(LOAD_TIMEOUT, source.records(accounts)).await {
                 answer.records = records;
             }
@@ -367,7 +377,8 @@ impl<S: RecordSource> Driver<S> {
             nodes.refresh();
         }
         let coverage = self.watch.coverage();
-        self.publish_coverage.send_if_modified(|old| std::mem::replace(old, coverage) != coverage);
+        self.publish_coverage
+            .send_if_modified(|old| std::mem::replace(old, coverage) != coverage);
         metrics::gauge!("watch_accounts").set(count(coverage.accounts));
         metrics::gauge!("watch_accounts_covered").set(count(coverage.covered));
         metrics::gauge!("watch_swarms").set(count(coverage.swarms));

@@ -13,10 +13,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use monitor::{Answers, Refusal};
 use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 use zmq::{Context, DONTWAIT, Message, POLLIN, SNDMORE, Socket};
 
 /// Sockets of one libzmq context; its default limit is 1,023.
@@ -63,7 +65,10 @@ pub struct CurveKey {
 impl CurveKey {
     pub fn new() -> Self {
         let secret = sodium::random();
-        Self { public: sodium::x25519_public(&secret), secret }
+        Self {
+            public: sodium::x25519_public(&secret),
+            secret,
+        }
     }
 }
 
@@ -84,8 +89,13 @@ pub struct NodeAddress {
 #[derive(Clone, Debug)]
 pub enum Fault {
     /// One item of the request, the first is 0.
-    RefuseItem { index: usize, code: i64 },
-    RefuseAll { code: i64 },
+    RefuseItem {
+        index: usize,
+        code: i64,
+    },
+    RefuseAll {
+        code: i64,
+    },
     UnknownCommand,
     Forbidden,
     /// Takes the request and never answers.
@@ -148,7 +158,10 @@ impl SwarmMessage {
         bt::put_bytes(&mut body, &self.account);
         body.extend_from_slice(b"1:h");
         bt::put_bytes(&mut body, self.hash().as_bytes());
-        let times = format!("1:ni{}e1:ti{}e1:zi{}e", self.namespace, self.timestamp_ms, self.expiry_ms);
+        let times = format!(
+            "1:ni{}e1:ti{}e1:zi{}e",
+            self.namespace, self.timestamp_ms, self.expiry_ms
+        );
         body.extend_from_slice(times.as_bytes());
         if with_data {
             body.extend_from_slice(b"1:~");
@@ -161,8 +174,21 @@ impl SwarmMessage {
 
 /// Unpadded base64 of BLAKE2b-256 over account, namespace (nothing for 0) and data.
 pub fn message_hash(account: &[u8; 33], namespace: i16, data: &[u8]) -> String {
-    let namespace = if namespace == 0 { String::new() } else { namespace.to_string() };
+    let namespace = if namespace == 0 {
+        String::new()
+    } else {
+        namespace.to_string()
+    };
     STANDARD_NO_PAD.encode(sodium::blake2b_256(&[account, namespace.as_bytes(), data].concat()))
+}
+
+/// What subscriptions are filed under; see [`monitor::Record`].
+fn watched_key(account: &[u8; 33], session_ed25519: Option<&[u8; 32]>) -> [u8; 33] {
+    let mut watched = *account;
+    if let Some(key) = session_ed25519 {
+        watched[1..].copy_from_slice(key);
+    }
+    watched
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -178,6 +204,7 @@ pub struct Fleet {
     threads: Vec<Thread>,
     addresses: Vec<NodeAddress>,
     counters: Vec<Arc<NodeCounters>>,
+    changed: Arc<Notify>,
 }
 
 struct Thread {
@@ -194,6 +221,7 @@ enum Command {
     Stop(usize),
     Start(usize),
     Forget(usize),
+    Watchers([u8; 33], mpsc::Sender<usize>),
     Sync(mpsc::Sender<()>),
     Quit,
 }
@@ -209,6 +237,7 @@ impl Fleet {
     pub fn start(count: usize, settings: &NodeSettings) -> Result<Self, NodeError> {
         let keys: Vec<_> = (0..count).map(|_| CurveKey::new()).collect();
         let counters: Vec<_> = (0..count).map(|_| Arc::new(NodeCounters::default())).collect();
+        let changed = Arc::new(Notify::new());
         let (mut threads, mut addresses) = (Vec::new(), Vec::new());
         for (keys, counters) in keys.chunks(NODES_PER_THREAD).zip(counters.chunks(NODES_PER_THREAD)) {
             let context = Context::new();
@@ -217,7 +246,10 @@ impl Fleet {
             let mut nodes = Vec::with_capacity(keys.len());
             for (key, counters) in keys.iter().zip(counters) {
                 let node = Node::bind_anywhere(&context, settings, key.clone(), Arc::clone(counters))?;
-                addresses.push(NodeAddress { public_key: key.public, port: node.port });
+                addresses.push(NodeAddress {
+                    public_key: key.public,
+                    port: node.port,
+                });
                 nodes.push(node);
             }
             let room = Room {
@@ -230,14 +262,23 @@ impl Fleet {
                 delayed: BinaryHeap::new(),
                 since_verified: 0,
                 started: Instant::now(),
+                changed: Arc::clone(&changed),
             };
             let join = std::thread::Builder::new()
                 .name("lab-nodes".into())
                 .spawn(move || room.run())
                 .map_err(|_| NodeError::ThreadGone)?;
-            threads.push(Thread { caller, join: Some(join) });
+            threads.push(Thread {
+                caller,
+                join: Some(join),
+            });
         }
-        Ok(Self { threads, addresses, counters })
+        Ok(Self {
+            threads,
+            addresses,
+            counters,
+            changed,
+        })
     }
 
     pub fn addresses(&self) -> &[NodeAddress] {
@@ -246,19 +287,18 @@ impl Fleet {
 
     /// Every given node reports `message` to whoever watches its account there.
     pub fn store(&self, nodes: impl IntoIterator<Item = usize>, message: &SwarmMessage) {
-        let mut watched = message.account;
-        if let Some(key) = &message.session_ed25519 {
-            watched[1..].copy_from_slice(key);
-        }
         let prepared = Arc::new(Prepared {
-            watched,
+            watched: watched_key(&message.account, message.session_ed25519.as_ref()),
             namespace: message.namespace,
             with_data: message.notification(true),
             without_data: message.notification(false),
         });
         let mut by_thread: HashMap<usize, Vec<usize>> = HashMap::new();
         for node in nodes {
-            by_thread.entry(node / NODES_PER_THREAD).or_default().push(node % NODES_PER_THREAD);
+            by_thread
+                .entry(node / NODES_PER_THREAD)
+                .or_default()
+                .push(node % NODES_PER_THREAD);
         }
         for (thread, nodes) in by_thread {
             self.tell(thread, Command::Push(Arc::clone(&prepared), nodes));
@@ -311,13 +351,67 @@ impl Fleet {
         Ok(())
     }
 
+    /// Nodes at which somebody watches this account. Blocks until the threads have looked.
+    pub fn watchers(&self, account: &[u8; 33], session_ed25519: Option<&[u8; 32]>) -> Vec<usize> {
+        let watched = watched_key(account, session_ed25519);
+        let mut nodes = Vec::new();
+        for thread in 0..self.threads.len() {
+            let (found, answers) = mpsc::channel();
+            self.tell(thread, Command::Watchers(watched, found));
+            nodes.extend(answers.iter().map(|index| thread * NODES_PER_THREAD + index));
+        }
+        nodes
+    }
+
+    /// Waits until at least `enough` nodes watch the account; `None` if that takes longer than `patience`.
+    pub async fn wait_watched(
+        &self,
+        account: &[u8; 33],
+        session_ed25519: Option<&[u8; 32]>,
+        enough: usize,
+        patience: Duration,
+    ) -> Option<Vec<usize>> {
+        let search = async {
+            loop {
+                let mut changed = pin!(self.changed.notified());
+                // Before looking: a change in between wakes us all the same.
+                changed.as_mut().enable();
+                let nodes = self.watchers(account, session_ed25519);
+                if nodes.len() >= enough {
+                    return nodes;
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(patience, search).await.ok()
+    }
+
+    /// Waits until the sum over all nodes fulfils `wanted`; `None` if that takes longer than `patience`.
+    pub async fn wait_counts(&self, patience: Duration, wanted: impl Fn(&FleetCounts) -> bool) -> Option<FleetCounts> {
+        let search = async {
+            loop {
+                let mut changed = pin!(self.changed.notified());
+                changed.as_mut().enable();
+                let counts = self.counts();
+                if wanted(&counts) {
+                    return counts;
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(patience, search).await.ok()
+    }
+
     pub fn node_counters(&self, node: usize) -> &NodeCounters {
         &self.counters[node]
     }
 
     pub fn counts(&self) -> FleetCounts {
         let sum = |field: fn(&NodeCounters) -> &AtomicU64| {
-            self.counters.iter().map(|node| field(node).load(Ordering::Relaxed)).sum()
+            self.counters
+                .iter()
+                .map(|node| field(node).load(Ordering::Relaxed))
+                .sum()
         };
         FleetCounts {
             greetings: sum(|node| &node.greetings),
@@ -366,6 +460,8 @@ struct Room {
     delayed: BinaryHeap<Delayed>,
     since_verified: u32,
     started: Instant,
+    /// Rung after every request.
+    changed: Arc<Notify>,
 }
 
 struct Node {
@@ -420,8 +516,13 @@ impl Room {
             if zmq::poll(&mut items, patience).is_err() {
                 continue;
             }
-            let readable: Vec<_> =
-                items.iter().skip(1).zip(owners).filter(|(item, _)| item.is_readable()).map(|(_, index)| index).collect();
+            let readable: Vec<_> = items
+                .iter()
+                .skip(1)
+                .zip(owners)
+                .filter(|(item, _)| item.is_readable())
+                .map(|(_, index)| index)
+                .collect();
             drop(items);
             self.door.hush();
             for index in readable {
@@ -446,7 +547,9 @@ impl Room {
 
     fn obey(&mut self) -> Obeyed {
         for _ in 0..TURN {
-            let Some(command) = self.door.next() else { return Obeyed::All };
+            let Some(command) = self.door.next() else {
+                return Obeyed::All;
+            };
             match command {
                 Command::Push(message, nodes) => {
                     for index in nodes {
@@ -472,6 +575,17 @@ impl Room {
                         node.socket = bind_patiently(&self.context, &self.settings, &node.key, node.port);
                     }
                 }
+                Command::Watchers(watched, found) => {
+                    for (index, node) in self.nodes.iter().enumerate() {
+                        let connections = 0..u16::try_from(node.connections.len()).unwrap_or(u16::MAX);
+                        if connections
+                            .into_iter()
+                            .any(|number| node.watches.contains_key(&(number, watched)))
+                        {
+                            let _ = found.send(index);
+                        }
+                    }
+                }
                 Command::Sync(done) => {
                     let _ = done.send(());
                 }
@@ -486,7 +600,9 @@ impl Room {
         let node = &mut self.nodes[index];
         for connection in 0..node.connections.len() {
             let Ok(number) = u16::try_from(connection) else { break };
-            let Some(watch) = node.watches.get(&(number, message.watched)) else { continue };
+            let Some(watch) = node.watches.get(&(number, message.watched)) else {
+                continue;
+            };
             if watch.ends <= now {
                 node.watches.remove(&(number, message.watched));
                 node.counters.watched.fetch_sub(1, Ordering::Relaxed);
@@ -494,7 +610,11 @@ impl Room {
             }
             let wanted = self.namespace_sets[watch.namespaces as usize].contains(&message.namespace);
             if wanted {
-                let body = if watch.want_data { &message.with_data } else { &message.without_data };
+                let body = if watch.want_data {
+                    &message.with_data
+                } else {
+                    &message.without_data
+                };
                 let sent = node.send(connection, &[b"notify.message", body]);
                 node.counters.count_push(sent);
             }
@@ -504,7 +624,9 @@ impl Room {
     /// Takes what has arrived at one node.
     fn serve(&mut self, index: usize) {
         for _ in 0..TURN {
-            let Some(socket) = &self.nodes[index].socket else { return };
+            let Some(socket) = &self.nodes[index].socket else {
+                return;
+            };
             let Some(frames) = receive(socket) else { return };
             let parts: Vec<&[u8]> = frames.iter().map(|frame| &**frame).collect();
             if self.nodes[index].mute {
@@ -558,11 +680,17 @@ impl Room {
         match fault {
             Some(Fault::RefuseItem { index, code }) => {
                 if let Some(answer) = answers.items_mut().get_mut(index) {
-                    *answer = Err(Refusal { code, text: "refused by the lab".into() });
+                    *answer = Err(Refusal {
+                        code,
+                        text: "refused by the lab".into(),
+                    });
                 }
             }
             Some(Fault::RefuseAll { code }) => {
-                answers.items_mut().fill(Err(Refusal { code, text: "refused by the lab".into() }));
+                answers.items_mut().fill(Err(Refusal {
+                    code,
+                    text: "refused by the lab".into(),
+                }));
             }
             _ => {}
         }
@@ -570,14 +698,20 @@ impl Room {
         let reply = answers.write();
         if let Some(Fault::Delay(delay)) = fault {
             let frames = vec![from.to_vec(), b"REPLY".to_vec(), tag.to_vec(), reply];
-            self.delayed.push(Delayed { due: Instant::now() + delay, node: index, frames });
+            self.delayed.push(Delayed {
+                due: Instant::now() + delay,
+                node: index,
+                frames,
+            });
         } else {
             self.answer(index, from, &[b"REPLY", tag, &reply]);
         }
     }
 
     fn remember(&mut self, index: usize, from: &[u8], answers: &Answers, verified: u64) {
-        let ends = self.seconds().saturating_add(self.settings.subscription_lifetime.as_secs() as u32);
+        let ends = self
+            .seconds()
+            .saturating_add(self.settings.subscription_lifetime.as_secs() as u32);
         let connection = self.nodes[index].connection(from);
         let mut refused = 0;
         for answer in answers.items() {
@@ -599,14 +733,26 @@ impl Room {
                     namespaces = self.namespace_set(&joined);
                 }
             }
-            self.nodes[index].watches.insert(key, Watch { namespaces, want_data, ends });
+            self.nodes[index].watches.insert(
+                key,
+                Watch {
+                    namespaces,
+                    want_data,
+                    ends,
+                },
+            );
         }
         let node = &self.nodes[index];
         node.counters.requests.fetch_add(1, Ordering::Relaxed);
-        node.counters.records.fetch_add(answers.items().len() as u64, Ordering::Relaxed);
+        node.counters
+            .records
+            .fetch_add(answers.items().len() as u64, Ordering::Relaxed);
         node.counters.refused.fetch_add(refused, Ordering::Relaxed);
         node.counters.verified.fetch_add(verified, Ordering::Relaxed);
-        node.counters.watched.store(node.watches.len() as u64, Ordering::Relaxed);
+        node.counters
+            .watched
+            .store(node.watches.len() as u64, Ordering::Relaxed);
+        self.changed.notify_waiters();
     }
 
     fn namespace_set(&mut self, namespaces: &[i16]) -> u32 {
@@ -622,7 +768,9 @@ impl Room {
     fn send_delayed(&mut self) {
         let now = Instant::now();
         while self.delayed.peek().is_some_and(|next| next.due <= now) {
-            let Some(Delayed { node, frames, .. }) = self.delayed.pop() else { return };
+            let Some(Delayed { node, frames, .. }) = self.delayed.pop() else {
+                return;
+            };
             if let Some((from, frames)) = frames.split_first() {
                 let frames: Vec<_> = frames.iter().map(Vec::as_slice).collect();
                 self.answer(node, from, &frames);
@@ -675,7 +823,9 @@ impl Node {
     }
 
     fn send(&mut self, connection: usize, frames: &[&[u8]]) -> bool {
-        let (Some(socket), Some(routing_id)) = (&self.socket, self.connections.get(connection)) else { return false };
+        let (Some(socket), Some(routing_id)) = (&self.socket, self.connections.get(connection)) else {
+            return false;
+        };
         send_to(socket, routing_id, frames)
     }
 

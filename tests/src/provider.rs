@@ -37,7 +37,11 @@ const COMPLAINTS_KEPT: usize = 1000;
 #[derive(Clone, Debug)]
 pub enum Answer {
     Accept,
-    Refuse { status: u16, headers: Vec<(&'static str, String)>, body: Bytes },
+    Refuse {
+        status: u16,
+        headers: Vec<(&'static str, String)>,
+        body: Bytes,
+    },
     /// The connection ends gracefully: what is under way is answered, nothing new is taken. This push is accepted.
     GoAway,
     /// This push was certainly not processed (REFUSED_STREAM).
@@ -92,12 +96,20 @@ impl Answer {
     }
 
     pub fn huge_body(status: u16, length: usize) -> Self {
-        Self::Refuse { status, headers: Vec::new(), body: Bytes::from(vec![b'x'; length]) }
+        Self::Refuse {
+            status,
+            headers: Vec::new(),
+            body: Bytes::from(vec![b'x'; length]),
+        }
     }
 
     pub fn with_retry_after(self, value: &str) -> Self {
         match self {
-            Self::Refuse { status, mut headers, body } => {
+            Self::Refuse {
+                status,
+                mut headers,
+                body,
+            } => {
                 headers.push(("retry-after", value.to_owned()));
                 Self::Refuse { status, headers, body }
             }
@@ -106,7 +118,11 @@ impl Answer {
     }
 
     fn refuse(status: u16, json: String) -> Self {
-        Self::Refuse { status, headers: vec![("content-type", "application/json".into())], body: json.into() }
+        Self::Refuse {
+            status,
+            headers: vec![("content-type", "application/json".into())],
+            body: json.into(),
+        }
     }
 }
 
@@ -157,7 +173,10 @@ impl Script {
                 return answer.clone();
             }
             for (share, answer) in &rules.chances {
-                rules.luck = rules.luck.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                rules.luck = rules
+                    .luck
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
                 if ((rules.luck >> 11) as f64) / ((1_u64 << 53) as f64) < *share {
                     return answer.clone();
                 }
@@ -251,23 +270,37 @@ impl Deliveries {
     }
 
     pub fn take_all(&self) -> Vec<Delivery> {
-        self.kept.lock().expect("nobody panics while holding the deliveries").drain(..).collect()
+        self.kept
+            .lock()
+            .expect("nobody panics while holding the deliveries")
+            .drain(..)
+            .collect()
     }
 
     /// What the providers would not have liked about the requests. Empty after a good run.
     pub fn complaints(&self) -> Vec<String> {
-        self.complaints.lock().expect("nobody panics while holding the complaints").clone()
+        self.complaints
+            .lock()
+            .expect("nobody panics while holding the complaints")
+            .clone()
     }
 
     fn complain(&self, what: String) {
-        let mut complaints = self.complaints.lock().expect("nobody panics while holding the complaints");
+        let mut complaints = self
+            .complaints
+            .lock()
+            .expect("nobody panics while holding the complaints");
         if complaints.len() < COMPLAINTS_KEPT && !complaints.contains(&what) {
             complaints.push(what);
         }
     }
 
     fn record(&self, delivery: Delivery) {
-        let counter = if delivery.accepted { &self.accepted } else { &self.refused };
+        let counter = if delivery.accepted {
+            &self.accepted
+        } else {
+            &self.refused
+        };
         counter.fetch_add(1, Ordering::Relaxed);
         if let Some(observer) = self.observer.get() {
             observer(&delivery);
@@ -303,7 +336,10 @@ impl Received {
 
     fn header_list(&self) -> Vec<(String, String)> {
         let text = |value: &hyper::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-        self.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect()
+        self.headers
+            .iter()
+            .map(|(name, value)| (name.to_string(), text(value)))
+            .collect()
     }
 }
 
@@ -358,7 +394,11 @@ impl Server {
                 }
             }
         });
-        Ok(Self { address, connections, task })
+        Ok(Self {
+            address,
+            connections,
+            task,
+        })
     }
 }
 

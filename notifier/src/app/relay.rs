@@ -6,7 +6,7 @@
 //! The order for one message: bounded parsing, the sender's rate, its swarm, was it seen, does it prove itself, whom does it concern,
 //! seal, outbox. The mark is pending until the outbox has committed it.
 
-use crate::outbox::{Accept, OutboxError};
+use crate::outbox::{Accept, OutboxError, OutboxHandle};
 use crate::watcher::Incoming;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use notifier_core::account::{AccountId, DeviceToken};
@@ -85,7 +85,7 @@ pub struct Ends {
     pub incoming: mpsc::Receiver<Incoming>,
     pub commands: mpsc::Receiver<Command>,
     pub dead: mpsc::Receiver<(Target, Option<i64>)>,
-    pub outbox: mpsc::Sender<Accept>,
+    pub outbox: OutboxHandle,
     pub told: mpsc::Sender<Told>,
 }
 
@@ -151,7 +151,7 @@ impl Relay {
                     commits.push(async move {
                         let result = match sent {
                             Ok(()) => answer.await.unwrap_or(Err(OutboxError::Closed)),
-                            Err(_) => Err(OutboxError::Closed),
+                            Err(fault) => Err(fault),
                         };
                         (count, marks, result)
                     });

@@ -143,13 +143,18 @@ async fn ask_all(oxends: &[Oxend], seeds: &[SeedSource], round: &mut Round) -> C
 fn hear(round: &mut Round, kind: Kind, answer: Result<NodeList, SourceFault>) -> Choice {
     match answer {
         Ok(list) => {
-            metrics::counter!("watch_node_list_answers_total", "source" => kind.label(), "outcome" => "ok").increment(1);
+            metrics::counter!("watch_node_list_answers_total", "source" => kind.label(), "outcome" => "ok")
+                .increment(1);
             round.hear(list, kind)
         }
         Err(fault) => {
             metrics::counter!("watch_node_list_answers_total", "source" => kind.label(), "outcome" => fault.label())
                 .increment(1);
-            tracing::info!(source = kind.label(), reason = fault.label(), "a source of the node list failed");
+            tracing::info!(
+                source = kind.label(),
+                reason = fault.label(),
+                "a source of the node list failed"
+            );
             Choice::AskAnother
         }
     }
@@ -164,7 +169,11 @@ async fn take(
     let changed = last.as_ref().is_none_or(|last| last.nodes != list.nodes);
     if changed {
         let difference = last.as_ref().map_or(1.0, |last| last.difference(&list));
-        tracing::info!(nodes = list.nodes.len(), percent = difference * 100.0, "node list changed");
+        tracing::info!(
+            nodes = list.nodes.len(),
+            percent = difference * 100.0,
+            "node list changed"
+        );
         publish.send_replace(Some(Arc::clone(&list)));
         let (file, kept) = (file.to_owned(), Arc::clone(&list));
         let written = tokio::task::spawn_blocking(move || kept::write(&file, &kept.to_json())).await;

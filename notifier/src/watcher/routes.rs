@@ -95,8 +95,9 @@ impl Routes {
 
     pub fn forget_retired(&self, now: Instant) {
         let mut table = self.write();
-        while let Some((_, link)) =
-            table.retired.pop_front_if(|(since, _)| now.saturating_duration_since(*since) >= REMEMBERED)
+        while let Some((_, link)) = table
+            .retired
+            .pop_front_if(|(since, _)| now.saturating_duration_since(*since) >= REMEMBERED)
         {
             table.route_by_link.remove(&link);
         }
@@ -123,11 +124,19 @@ mod tests {
     fn a_second_link_is_another_one_that_is_up() {
         let (routes, links) = (Routes::default(), Arc::<SwarmLinks>::default());
         for id in 1..=2 {
-            routes.add(LinkId(id), NodeKey([u8::try_from(id).unwrap(); 32]), SwarmId(7), Arc::clone(&links));
+            routes.add(
+                LinkId(id),
+                NodeKey([u8::try_from(id).unwrap(); 32]),
+                SwarmId(7),
+                Arc::clone(&links),
+            );
         }
         routes.set_up(LinkId(1));
         assert!(!routes.sender(LinkId(1)).unwrap().second_link_up);
-        assert!(routes.sender(LinkId(2)).unwrap().second_link_up, "a push may come before HELLO");
+        assert!(
+            routes.sender(LinkId(2)).unwrap().second_link_up,
+            "a push may come before HELLO"
+        );
         routes.set_up(LinkId(2));
         routes.set_up(LinkId(2));
         assert!(routes.sender(LinkId(1)).unwrap().second_link_up);

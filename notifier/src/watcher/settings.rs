@@ -5,8 +5,8 @@
 use super::link::LinkSettings;
 use notifier_core::omq::Address;
 use notifier_core::watch::WatchSettings;
-use serde::de::{Deserializer, Error};
 use serde::Deserialize;
+use serde::de::{Deserializer, Error};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -111,7 +111,11 @@ where
     T: Deserialize<'de> + PartialOrd,
 {
     let value = T::deserialize(deserializer)?;
-    if value >= from && value <= to { Ok(value) } else { Err(D::Error::custom(format_args!("expected {expected}"))) }
+    if value >= from && value <= to {
+        Ok(value)
+    } else {
+        Err(D::Error::custom(format_args!("expected {expected}")))
+    }
 }
 
 fn duration<'de, D: Deserializer<'de>>(
@@ -121,7 +125,11 @@ fn duration<'de, D: Deserializer<'de>>(
     expected: &str,
 ) -> Result<Duration, D::Error> {
     let value: Duration = humantime_serde::deserialize(deserializer)?;
-    if (from..=to).contains(&value) { Ok(value) } else { Err(D::Error::custom(format_args!("expected {expected}"))) }
+    if (from..=to).contains(&value) {
+        Ok(value)
+    } else {
+        Err(D::Error::custom(format_args!("expected {expected}")))
+    }
 }
 
 fn nodes_per_swarm<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
@@ -137,15 +145,30 @@ fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
 }
 
 fn refresh_interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    duration(deserializer, Duration::from_secs(10), Duration::from_secs(86_400), "10 s to a day")
+    duration(
+        deserializer,
+        Duration::from_secs(10),
+        Duration::from_secs(86_400),
+        "10 s to a day",
+    )
 }
 
 fn renewal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    duration(deserializer, Duration::from_secs(1), Duration::from_secs(3600), "1 s to 60 min")
+    duration(
+        deserializer,
+        Duration::from_secs(1),
+        Duration::from_secs(3600),
+        "1 s to 60 min",
+    )
 }
 
 fn patience<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    duration(deserializer, Duration::from_millis(100), Duration::from_secs(600), "100 ms to 10 min")
+    duration(
+        deserializer,
+        Duration::from_millis(100),
+        Duration::from_secs(600),
+        "100 ms to 10 min",
+    )
 }
 
 /// The text may hold a host name, so an error shows only what is wrong with it.
@@ -212,9 +235,22 @@ mod tests {
         assert_eq!(example.faults(), []);
         let shown = |settings: &Settings| {
             (
-                (settings.nodes_per_swarm, settings.refresh_interval, settings.max_list_change),
-                (settings.renew_after_min, settings.renew_after_max, settings.records_per_request),
-                (settings.ping_after, settings.dead_after, settings.dial_timeout, settings.dials_per_second),
+                (
+                    settings.nodes_per_swarm,
+                    settings.refresh_interval,
+                    settings.max_list_change,
+                ),
+                (
+                    settings.renew_after_min,
+                    settings.renew_after_max,
+                    settings.records_per_request,
+                ),
+                (
+                    settings.ping_after,
+                    settings.dead_after,
+                    settings.dial_timeout,
+                    settings.dials_per_second,
+                ),
             )
         };
         assert_eq!(shown(&example), shown(&least));

@@ -24,7 +24,12 @@ pub(super) fn write(path: &Path, text: &[u8]) -> io::Result<()> {
     let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
     name.push(".new");
     let new = path.with_file_name(name);
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
     // An older file may have been left there with other rights.
     file.set_permissions(Permissions::from_mode(0o600))?;
     file.write_all(text)?;

@@ -76,7 +76,11 @@ impl SeedSource {
         if uri.scheme_str() != Some("https") || authority.as_str().contains('@') {
             return Err(SeedFault::BadUrl);
         }
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let host = authority
+            .host()
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
         let name = ServerName::try_from(host.clone()).map_err(|_| SeedFault::BadUrl)?;
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         Ok(Self {
@@ -90,7 +94,9 @@ impl SeedSource {
     }
 
     pub(super) async fn list(&self) -> Result<NodeList, SourceFault> {
-        let text = timeout(self.deadline, self.ask()).await.map_err(|_| SourceFault::Timeout)??;
+        let text = timeout(self.deadline, self.ask())
+            .await
+            .map_err(|_| SourceFault::Timeout)??;
         parse(text).await
     }
 
@@ -106,11 +112,17 @@ impl SeedSource {
             })
         })?;
         let http = |_| SourceFault::Seed(SeedFault::Http);
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(http)?;
         // Gone with this function, whatever state it is in.
         let mut task = JoinSet::new();
         task.spawn(connection);
-        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        let host = if self.host.contains(':') {
+            format!("[{}]", self.host)
+        } else {
+            self.host.clone()
+        };
         let request = Request::builder()
             .method(Method::POST)
             .uri(&self.path)
@@ -123,9 +135,16 @@ impl SeedSource {
         if reply.status() != StatusCode::OK {
             return Err(SourceFault::Seed(SeedFault::Status));
         }
-        let body = Limited::new(reply.into_body(), LONGEST_ANSWER).collect().await.map_err(|error| {
-            SourceFault::Seed(if error.is::<LengthLimitError>() { SeedFault::TooLong } else { SeedFault::Http })
-        })?;
+        let body = Limited::new(reply.into_body(), LONGEST_ANSWER)
+            .collect()
+            .await
+            .map_err(|error| {
+                SourceFault::Seed(if error.is::<LengthLimitError>() {
+                    SeedFault::TooLong
+                } else {
+                    SeedFault::Http
+                })
+            })?;
         Ok(body.to_bytes())
     }
 }
@@ -139,13 +158,17 @@ fn tls_settings(pinned: Option<&[u8]>) -> Result<ClientConfig, SeedFault> {
         let roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         return Ok(builder.with_root_certificates(roots).with_no_client_auth());
     };
-    let certificates: Vec<CertificateDer<'static>> =
-        CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|_| SeedFault::BadCertificate)?;
+    let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|_| SeedFault::BadCertificate)?;
     if certificates.is_empty() {
         return Err(SeedFault::BadCertificate);
     }
     let verifier = Arc::new(Pinned { certificates, provider });
-    Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
+    Ok(builder
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth())
 }
 
 /// Accepts exactly these certificates. Their names and dates do not count: the operator chose them, not a name.
@@ -164,7 +187,11 @@ impl ServerCertVerifier for Pinned {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if self.certificates.iter().any(|pinned| pinned.as_ref() == end_entity.as_ref()) {
+        if self
+            .certificates
+            .iter()
+            .any(|pinned| pinned.as_ref() == end_entity.as_ref())
+        {
             Ok(ServerCertVerified::assertion())
         } else {
             Err(CertificateError::ApplicationVerificationFailure.into())
@@ -178,7 +205,12 @@ impl ServerCertVerifier for Pinned {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            certificate,
+            signed,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -187,7 +219,12 @@ impl ServerCertVerifier for Pinned {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signed,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

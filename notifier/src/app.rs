@@ -1,0 +1,314 @@
+//! The wiring: the only place that knows every stage.
+//!
+//! In: checked settings. Out: a running notifier, until a signal. Never: decides anything about a subscription, a message or a wakeup.
+
+mod desk;
+mod relay;
+
+use crate::dispatch::{self, Apns, Fcm, Provider};
+use crate::outbox::{Lane, OutboxError, OutboxFile};
+use crate::settings::Settings;
+use crate::store::sqlite::SqliteStore;
+use crate::store::{StoreError, SubscriptionStore};
+use crate::watcher::{self, Watcher};
+use crate::http;
+use bytes::Bytes;
+use desk::{Desk, Records};
+use notifier_core::account::Service;
+use notifier_core::fanout::Mark;
+use notifier_core::omq::Identity;
+use notifier_core::outbox::{Effect, EntryId, Outcome, Push};
+use quietline_shared::crypto::{keyed_hash_32, x25519_public};
+use quietline_shared::redact::Secret;
+use quietline_shared::service::lifecycle::{self, Readiness, Signals, Stop};
+use quietline_shared::service::telemetry::{self, TelemetryError};
+use relay::{Command, Ends, Relay, RelaySettings};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// Notifications that may wait for the relay; beyond that links stop reading.
+const INCOMING: usize = 16_384;
+const COMMANDS: usize = 4_096;
+/// Dead tokens and stopped lanes that may wait to be told.
+const EFFECTS: usize = 4_096;
+/// Rows that go to the index at once while the store is read.
+const EXPIRED_ROWS_EVERY: Duration = Duration::from_secs(3600);
+
+/// Why the notifier does not start. What is wrong with settings is told before, all at once.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("{0}")]
+    Telemetry(#[from] TelemetryError),
+    #[error("the signals of the process cannot be taken: {0}")]
+    Signals(io::Error),
+    #[error("{place} cannot be listened on: {fault}")]
+    Listen { place: &'static str, fault: io::Error },
+    #[error("[store] {0}")]
+    Store(#[from] StoreError),
+    #[error("[outbox] {0}")]
+    Outbox(#[from] OutboxError),
+    #[error("{0} could not be set up again")]
+    Provider(#[from] dispatch::SettingsFault),
+}
+
+/// Runs until SIGTERM or SIGINT, then drains.
+pub async fn run(settings: Settings) -> Result<(), StartError> {
+    let metrics = telemetry::install(settings.log)?;
+    let mut signals = Signals::install().map_err(StartError::Signals)?;
+    let readiness = Readiness::new();
+    let (store_ready, watch_ready) = (readiness.latch("store"), readiness.latch("watch"));
+    let (stopper, stop) = lifecycle::stop();
+
+    let ops = listen("[ops] listen", settings.ops.listen).await?;
+    let ops_task = tokio::spawn(telemetry::serve_ops(ops, metrics, readiness.clone(), stop.clone().stopped()));
+    // The place is taken before anything is started, so that a second notifier ends here.
+    let http_listener = listen("[http] listen", settings.http.listen).await?;
+
+    let window = settings.fanout.window;
+    // The marks' key is derived, so that one more file need not be kept.
+    let mark_key = Secret::new(keyed_hash_32(settings.lookup_key.expose(), &[b"marks of messages"]));
+    let store: Arc<dyn SubscriptionStore> = Arc::new(SqliteStore::open(&settings.store, settings.lookup_key).await?);
+    let file = OutboxFile::open(&settings.outbox).await?;
+    let mut seen = Vec::new();
+    let since_ms = unix_ms().saturating_sub(i64::try_from(window.as_millis()).unwrap_or(i64::MAX));
+    file.load_marks(since_ms, |mark| seen.push((Mark::from_bytes(mark.mark), mark.at_ms))).await?;
+
+    // Lanes first: what the last run left goes out while the rest still starts.
+    let mut lanes = Vec::new();
+    let mut starts = Vec::new();
+    let services = settings.dispatch.services();
+    let timeout = settings.dispatch.timeout;
+    for (service, concurrency) in settings.dispatch.lanes() {
+        let (pushes, jobs) = mpsc::channel(concurrency);
+        let lane = Lane { service, concurrency: u32::try_from(concurrency).unwrap_or(u32::MAX), pushes };
+        lanes.push(lane);
+        starts.push((service, concurrency, jobs));
+    }
+    let (effects, told_effects) = mpsc::channel(EFFECTS);
+    let outbox = file.start(lanes, effects, window).await?;
+    let mut lane_tasks = Vec::new();
+    for (service, concurrency, jobs) in starts {
+        let outcomes = outbox.handle.outcomes.clone();
+        lane_tasks.push(match service {
+            Service::Apns | Service::ApnsSandbox => {
+                let section = settings.dispatch.apns_of(service);
+                let provider = Apns::new(service, section.expect("the service is on offer"), timeout)?;
+                start_lane(provider, jobs, outcomes, concurrency, timeout)
+            }
+            Service::Firebase => {
+                let section = settings.dispatch.firebase.as_ref();
+                let provider = Fcm::new(section.expect("the service is on offer"), timeout)?;
+                start_lane(provider, jobs, outcomes, concurrency, timeout)
+            }
+        });
+    }
+
+    let (commands, command_inbox) = mpsc::channel(COMMANDS);
+    let (incoming, incoming_inbox) = mpsc::channel(INCOMING);
+    let (dead, dead_inbox) = mpsc::channel(EFFECTS);
+    let (told, told_inbox) = mpsc::channel(COMMANDS * 4);
+    let watcher = watcher::spawn(watcher::Parts {
+        watch: settings.watcher.watch(),
+        link: settings.watcher.link(),
+        identity: Arc::new(Identity::new(settings.link_key)),
+        oxends: settings.watcher.oxend.iter().map(|oxend| oxend.address.clone()).collect(),
+        seeds: settings.seeds,
+        node_list_file: settings.watcher.node_list_file.clone(),
+        refresh_interval: settings.watcher.refresh_interval,
+        max_list_change: settings.watcher.max_list_change,
+        records: Records { store: Arc::clone(&store), relay: commands.clone() },
+        incoming,
+    });
+    let relay = Relay::new(
+        RelaySettings {
+            node_rate: settings.event.node_rate,
+            node_burst: settings.event.node_burst,
+            confirm: settings.event.confirm(),
+            dedupe: settings.fanout,
+            seal: settings.seal,
+        },
+        mark_key,
+        seen,
+        watcher.ring.clone(),
+    );
+    let ends = Ends { incoming: incoming_inbox, commands: command_inbox, dead: dead_inbox, outbox: outbox.handle.clone(), told };
+    let relay_task = tokio::spawn(relay.run(ends));
+
+    let desk = Arc::new(Desk::new(Arc::clone(&store), commands.clone(), watcher.commands.clone()));
+    let housekeeping = tokio::spawn(Arc::clone(&desk).keep_house(told_inbox, EXPIRED_ROWS_EVERY));
+    let effects_task = tokio::spawn(hear_effects(told_effects, dead));
+
+    let http_task = tokio::spawn(http::serve(
+        http_listener,
+        http::Http {
+            settings: settings.http,
+            onion_key: settings.onion_key,
+            services,
+            subscriptions: Arc::clone(&desk),
+            clock: Arc::new(|| unix_ms() / 1000),
+        },
+        stop.clone().stopped(),
+    ));
+
+    let load = tokio::spawn(load(Arc::clone(&store), commands, watcher.stream.clone()));
+    let ready = tokio::spawn(become_ready(load, store_ready, watch_ready, watcher.coverage.clone(), stop));
+
+    signals.stop().await;
+    tracing::info!("stopping: what is under way may finish, the rest is in the outbox file");
+    lifecycle::tell_stopping();
+    stopper.stop();
+    let drain = settings.lifecycle.drain;
+    let work = async {
+        log_end("http", http_task.await);
+        ready.abort();
+        // Links close; what they gave goes through the relay into the outbox.
+        drop(watcher);
+        log_end("relay", relay_task.await);
+        outbox.shutdown(tokio::time::Instant::now() + drain).await;
+        for task in lane_tasks {
+            log_end("lane", task.await);
+        }
+        log_end("effects", effects_task.await);
+        housekeeping.abort();
+        store.close().await;
+    };
+    let drained = lifecycle::drain(work, drain + Duration::from_secs(5), signals.stop()).await;
+    tracing::info!(how = ?drained, "stopped");
+    ops_task.abort();
+    Ok(())
+}
+
+fn start_lane<P: Provider + 'static>(
+    provider: P,
+    jobs: mpsc::Receiver<Push>,
+    outcomes: mpsc::Sender<(EntryId, Outcome)>,
+    concurrency: usize,
+    timeout: Duration,
+) -> JoinHandle<()> {
+    // A lane ends when the outbox drops its end: until then each push that it took gets its outcome.
+    tokio::spawn(dispatch::run_lane(Arc::new(provider), jobs, outcomes, concurrency, timeout, std::future::pending()))
+}
+
+async fn listen(place: &'static str, address: std::net::SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|fault| StartError::Listen { place, fault })
+}
+
+/// Reads the store once: each row goes to the index and, with its record, to the watch.
+async fn load(
+    store: Arc<dyn SubscriptionStore>,
+    relay: mpsc::Sender<Command>,
+    watch: mpsc::Sender<(notifier_core::account::AccountId, Bytes)>,
+) -> Result<u64, StoreError> {
+    let mut rows = store.scan();
+    let mut count = 0;
+    let now = unix_ms() / 1000;
+    while let Some(batch) = rows.recv().await {
+        let mut batch = batch?;
+        batch.retain(|subscription| subscription.expires_at() > now);
+        count += batch.len() as u64;
+        let records: Vec<_> = batch
+            .iter()
+            .map(|subscription| {
+                let mut record = Vec::with_capacity(320);
+                subscription.monitor_record(&mut record);
+                (subscription.device.account, Bytes::from(record))
+            })
+            .collect();
+        let (done, answer) = tokio::sync::oneshot::channel();
+        if relay.send(Command::Load { subscriptions: batch, done }).await.is_err() {
+            break;
+        }
+        for record in records {
+            if watch.send(record).await.is_err() {
+                return Ok(count);
+            }
+        }
+        // The relay answers when the batch is in the index; an account must be known before its first notification comes.
+        let _ = answer.await;
+    }
+    Ok(count)
+}
+
+/// Ready when the store is read and every swarm has its links and every account is acknowledged, or there is none.
+async fn become_ready(
+    load: JoinHandle<Result<u64, StoreError>>,
+    store_ready: lifecycle::Latch,
+    watch_ready: lifecycle::Latch,
+    mut coverage: tokio::sync::watch::Receiver<notifier_core::watch::Coverage>,
+    stop: Stop,
+) {
+    let began = std::time::Instant::now();
+    match load.await {
+        Ok(Ok(devices)) => tracing::info!(devices, seconds = began.elapsed().as_secs_f64(), "subscriptions read"),
+        Ok(Err(fault)) => {
+            // Without its subscriptions a notifier that seems to run wakes nobody.
+            tracing::error!(reason = fault.label(), "subscriptions cannot be read; stopping");
+            std::process::exit(1);
+        }
+        Err(_) => return,
+    }
+    store_ready.set();
+    let mut told = false;
+    loop {
+        let covered = {
+            let now = coverage.borrow_and_update();
+            metrics::gauge!("watch_covered_accounts").set(now.covered as f64);
+            let most = now.accounts - now.accounts / 100;
+            (now.swarms > 0 && now.covered >= most && now.links_up > 0).then_some((now.accounts, now.links_up))
+        };
+        if let Some((accounts, links)) = covered {
+            watch_ready.set();
+            if !told {
+                told = true;
+                tracing::info!(accounts, links, seconds = began.elapsed().as_secs_f64(), "every account is watched");
+                lifecycle::tell_ready();
+            }
+        } else {
+            watch_ready.clear();
+        }
+        if stop.is_stopped() || coverage.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The outbox must never wait for whoever acts on a dead token: what finds no room is told again by the next push.
+async fn hear_effects(
+    mut effects: mpsc::Receiver<Effect>,
+    dead: mpsc::Sender<(notifier_core::outbox::Target, Option<i64>)>,
+) {
+    while let Some(effect) = effects.recv().await {
+        match effect {
+            Effect::TokenGone { target, provider_time_ms } => {
+                if dead.try_send((target, provider_time_ms)).is_err() {
+                    metrics::counter!("app_dead_tokens_postponed_total").increment(1);
+                }
+            }
+            Effect::LaneStopped(service) => {
+                tracing::error!(service = service.name(), "the provider refuses our credential: lane stopped, its queue is kept");
+            }
+            Effect::LaneResumed(service) => tracing::info!(service = service.name(), "the credential works again: lane resumed"),
+        }
+    }
+}
+
+fn log_end(task: &'static str, end: Result<(), tokio::task::JoinError>) {
+    if end.is_err_and(|fault| fault.is_panic()) {
+        tracing::error!(task, "a task ended by a panic");
+    }
+}
+
+/// The public half of the onion key, for who runs it.
+pub fn onion_public(secret: &Secret<[u8; 32]>) -> String {
+    hex::encode(x25519_public(secret))
+}
+
+fn unix_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
