@@ -1,15 +1,6 @@
-//! The push relay: what does what the core decided.
+//! The push relay: everything that does I/O. What it decides is in notifier-core.
 //!
 //! Stages in the order of the data, then the tools and the wiring.
 #![forbid(unsafe_code)]
 
-pub mod http;
-pub mod store;
-pub mod watcher;
-pub mod outbox;
 pub mod dispatch;
-
-pub mod sqlite;
-pub mod settings;
-pub mod command;
-pub mod app;

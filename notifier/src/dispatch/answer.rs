@@ -136,7 +136,7 @@ mod tests {
     fn retry_after_is_bounded_and_garbage_is_ignored() {
         assert_eq!(asked("999999"), Some(RETRY_AFTER_MAX));
         assert_eq!(asked("99999999999999999999999999"), Some(RETRY_AFTER_MAX));
-        assert_eq!(asked("Sun, 06 Nov 2094 08:49:37 GMT"), Some(RETRY_AFTER_MAX));
+        assert_eq!(asked("Sat, 06 Nov 2094 08:49:37 GMT"), Some(RETRY_AFTER_MAX));
         for text in ["", "-1", "soon", "1.5", "\u{1}"] {
             if let Ok(value) = HeaderValue::from_str(text) {
                 let mut headers = HeaderMap::new();

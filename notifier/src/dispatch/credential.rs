@@ -24,7 +24,7 @@ pub type Named<T> = Result<T, (&'static str, Fault)>;
 
 /// What proves to APNs who we are.
 pub enum ApnsCredential {
-    Token(ProviderKey),
+    Token(Box<ProviderKey>),
     Certificate(ClientCertificate),
 }
 
@@ -40,7 +40,7 @@ impl ApnsCredential {
                 let file = settings.key_file.as_deref().ok_or(missing("key_file"))?;
                 let key_id = settings.key_id.as_deref().ok_or(missing("key_id"))?;
                 let team_id = settings.team_id.as_deref().ok_or(missing("team_id"))?;
-                ProviderKey::open(file, key_id, team_id).map(Self::Token)
+                ProviderKey::open(file, key_id, team_id).map(|key| Self::Token(Box::new(key)))
             }
             (false, true) => {
                 let missing = |setting| (setting, Fault::Missing);

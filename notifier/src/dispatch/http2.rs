@@ -66,6 +66,8 @@ pub const REPLY_MAX: usize = 8 * 1024;
 const HEADERS_MAX: u32 = 16 * 1024;
 const STREAM_WINDOW: u32 = 16 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Streams until the peer has said how many it allows: the least that RFC 9113 §6.5.2 recommends.
+const FIRST_LIMIT: usize = 100;
 const PING_PATIENCE: Duration = Duration::from_secs(10);
 /// How often one request is sent anew because a connection ended before the provider looked at it.
 const RESENDS: u32 = 2;
@@ -165,6 +167,7 @@ impl Pool {
                 dialing: false,
                 failures: 0,
                 not_before: Instant::now(),
+                failed_dials: 0,
             }),
             changed: Notify::new(),
         }))
@@ -208,6 +211,8 @@ struct State {
     /// Attempts and short-lived connections since one was settled.
     failures: u32,
     not_before: Instant,
+    /// Attempts that failed, ever: one who waited for such an attempt does not wait for the next.
+    failed_dials: u64,
 }
 
 #[derive(Clone)]
@@ -247,7 +252,7 @@ impl Gauge {
 
 enum Leased {
     Now(Lease),
-    Wait,
+    Wait { failed_dials: u64 },
     Paused(Duration),
 }
 
@@ -258,25 +263,25 @@ impl Shared {
     }
 
     async fn lease(self: &Arc<Self>) -> Result<Lease, ExchangeFault> {
-        match self.try_lease() {
+        let known_failures = match self.try_lease(None) {
             Leased::Now(lease) => return Ok(lease),
             Leased::Paused(pause) => return Err(ExchangeFault::Paused(pause)),
-            Leased::Wait => {}
-        }
+            Leased::Wait { failed_dials } => failed_dials,
+        };
         let mut changed = pin!(self.changed.notified());
         loop {
             // Listen first, look second: what changes in between is heard.
             changed.as_mut().enable();
-            match self.try_lease() {
+            match self.try_lease(Some(known_failures)) {
                 Leased::Now(lease) => return Ok(lease),
                 Leased::Paused(pause) => return Err(ExchangeFault::Paused(pause)),
-                Leased::Wait => changed.as_mut().await,
+                Leased::Wait { .. } => changed.as_mut().await,
             }
             changed.set(self.changed.notified());
         }
     }
 
-    fn try_lease(self: &Arc<Self>) -> Leased {
+    fn try_lease(self: &Arc<Self>, known_failures: Option<u64>) -> Leased {
         let now = Instant::now();
         let mut state = self.state();
         let prove_first = self.settings.prove_first;
@@ -295,6 +300,10 @@ impl Shared {
                 answered: false,
             });
         }
+        let has_failed = known_failures.is_some_and(|known| known != state.failed_dials);
+        if state.live.is_empty() && has_failed {
+            return Leased::Paused(state.not_before.saturating_duration_since(now));
+        }
         if state.live.len() < self.settings.connections && !state.dialing && now >= state.not_before {
             state.dialing = true;
             tokio::spawn(Arc::clone(self).dial());
@@ -302,7 +311,9 @@ impl Shared {
         if state.live.is_empty() && !state.dialing {
             return Leased::Paused(state.not_before.saturating_duration_since(now));
         }
-        Leased::Wait
+        Leased::Wait {
+            failed_dials: state.failed_dials,
+        }
     }
 
     async fn dial(self: Arc<Self>) {
@@ -327,6 +338,7 @@ impl Shared {
                 if state.failures == 0 {
                     tracing::warn!(service, reason = label, ?fault, "provider cannot be reached");
                 }
+                state.failed_dials += 1;
                 self.slow_down(&mut state);
             }
         }
@@ -339,10 +351,11 @@ impl Shared {
         if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(DialFault::NotHttp2);
         }
+        let first_limit = if self.settings.prove_first { 1 } else { FIRST_LIMIT };
         let gauge = Arc::new(Gauge {
             born: Instant::now(),
             in_flight: AtomicUsize::new(0),
-            limit: AtomicUsize::new(1),
+            limit: AtomicUsize::new(first_limit),
             proven: AtomicBool::new(false),
             last_answer_ms: AtomicU64::new(0),
             look: Notify::new(),
@@ -350,8 +363,7 @@ impl Shared {
         });
         let (sender, connection) = Builder::new(Tasks(Arc::clone(&gauge)))
             .timer(TokioTimer::new())
-            // Until the peer's settings arrive nothing is known of its limit.
-            .initial_max_send_streams(1)
+            .initial_max_send_streams(first_limit)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(HEADERS_MAX)

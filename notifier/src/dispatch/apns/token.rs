@@ -15,7 +15,7 @@ const REUSED: Duration = Duration::from_secs(45 * 60);
 const MINTED_AT_MOST_EVERY: Duration = Duration::from_secs(20 * 60);
 
 pub struct ProviderTokens {
-    key: ProviderKey,
+    key: Box<ProviderKey>,
     minted: Mutex<Option<Minted>>,
 }
 
@@ -35,7 +35,7 @@ pub enum Renewal {
 }
 
 impl ProviderTokens {
-    pub fn new(key: ProviderKey) -> Self {
+    pub fn new(key: Box<ProviderKey>) -> Self {
         Self {
             key,
             minted: Mutex::new(None),

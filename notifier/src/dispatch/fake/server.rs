@@ -111,9 +111,14 @@ impl Drop for Server {
 impl Server {
     /// HTTP/2, or HTTP/1.1 with a client that does not ask for HTTP/2.
     pub async fn start(tls: Arc<ServerConfig>, max_streams: u32, handler: Handler) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::on(listener, tls, max_streams, handler).await
+    }
+
+    pub async fn on(listener: TcpListener, tls: Arc<ServerConfig>, max_streams: u32, handler: Handler) -> Self {
         let goaway = Arc::new(Notify::new());
         let told = Arc::clone(&goaway);
-        Self::accept(tls, goaway, move |stream, connection| {
+        Self::accept(listener, tls, goaway, move |stream, connection| {
             let (handler, goaway) = (Arc::clone(&handler), Arc::clone(&told));
             serve(stream, connection, max_streams, handler, goaway)
         })
@@ -128,10 +133,12 @@ impl Server {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        Self::accept(tls, Arc::new(Notify::new()), talk).await
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::accept(listener, tls, Arc::new(Notify::new()), talk).await
     }
 
     async fn accept<F>(
+        listener: TcpListener,
         tls: Arc<ServerConfig>,
         goaway: Arc<Notify>,
         talk: impl Fn(TlsStream<TcpStream>, usize) -> F + Send + 'static,
@@ -139,7 +146,6 @@ impl Server {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let connections = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&connections);

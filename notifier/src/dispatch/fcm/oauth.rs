@@ -98,13 +98,15 @@ impl AccessTokens {
 
     /// Waits for a fetch that is under way; the fetch goes on if the one who waits is dropped.
     pub async fn current(&self) -> Result<AccessToken, TokenFault> {
+        let mut has_waited = false;
         loop {
-            match self.0.step() {
+            match self.0.step(has_waited) {
                 Step::Have(token) => return Ok(token),
                 Step::Fail(fault) => return Err(fault),
                 // An error means the same: the fetch has ended.
                 Step::Wait(mut fetch) => drop(fetch.changed().await),
             }
+            has_waited = true;
         }
     }
 
@@ -133,7 +135,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn step(self: &Arc<Self>) -> Step {
+    /// One who has waited for a fetch that failed does not wait for the next.
+    fn step(self: &Arc<Self>, has_waited: bool) -> Step {
         let now = Instant::now();
         let mut state = self.state();
         let usable = state.current.as_ref().filter(|token| now < token.dead_at).cloned();
@@ -150,15 +153,16 @@ impl Shared {
         {
             state.fetching = None;
         }
-        if state.fetching.is_none() && now >= state.not_before {
+        let may_fetch = now >= state.not_before && !(has_waited && state.failures > 0);
+        if state.fetching.is_none() && may_fetch {
             let (ended, fetch) = watch::channel(());
             state.fetching = Some(fetch);
             tokio::spawn(Arc::clone(self).fetch(ended));
         }
         match (usable, &state.fetching) {
             (Some(token), _) => Step::Have(token),
-            (None, Some(fetch)) => Step::Wait(fetch.clone()),
-            (None, None) => {
+            (None, Some(fetch)) if !has_waited || state.failures == 0 => Step::Wait(fetch.clone()),
+            (None, _) => {
                 let pause = state.not_before.saturating_duration_since(now);
                 Step::Fail(match state.last_was_refused {
                     true => TokenFault::Refused { pause },
