@@ -1,6 +1,15 @@
-//! The push relay: everything that does I/O. What it decides is in notifier-core.
+//! The push relay: what does what the core decided.
 //!
 //! Stages in the order of the data, then the tools and the wiring.
 #![forbid(unsafe_code)]
 
+pub mod http;
+pub mod store;
+pub mod watcher;
+pub mod outbox;
 pub mod dispatch;
+
+pub mod sqlite;
+pub mod settings;
+pub mod command;
+pub mod app;
