@@ -73,7 +73,12 @@ impl Apns {
         });
         let bad_host = named(("host", Fault::BadHost));
         let endpoint = Endpoint::new(host, settings.port, tls).ok_or(bad_host)?;
-        let topic = HeaderValue::from_str(&settings.topic).map_err(|_| named(("topic", Fault::BadText)))?;
+        let bad_topic = named(("topic", Fault::BadText));
+        let is_plain = !settings.topic.is_empty() && settings.topic.bytes().all(|byte| byte.is_ascii_graphic());
+        let topic = HeaderValue::from_str(&settings.topic).map_err(|_| bad_topic)?;
+        if !is_plain {
+            return Err(bad_topic);
+        }
         let tokens = match credential {
             ApnsCredential::Token(key) => Some(ProviderTokens::new(key)),
             ApnsCredential::Certificate(certificate) => {
