@@ -6,12 +6,12 @@ mod desk;
 mod relay;
 
 use crate::dispatch::{self, Apns, Fcm, Provider};
+use crate::http;
 use crate::outbox::{Lane, OutboxError, OutboxFile};
 use crate::settings::Settings;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{StoreError, SubscriptionStore};
 use crate::watcher;
-use crate::http;
 use bytes::Bytes;
 use desk::{Desk, Records};
 use notifier_core::account::Service;
@@ -62,7 +62,12 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let (stopper, stop) = lifecycle::stop();
 
     let ops = listen("[ops] listen", settings.ops.listen).await?;
-    let ops_task = tokio::spawn(telemetry::serve_ops(ops, metrics, readiness.clone(), stop.clone().stopped()));
+    let ops_task = tokio::spawn(telemetry::serve_ops(
+        ops,
+        metrics,
+        readiness.clone(),
+        stop.clone().stopped(),
+    ));
     // The place is taken before anything is started, so that a second notifier ends here.
     let http_listener = listen("[http] listen", settings.http.listen).await?;
 
@@ -72,7 +77,8 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let file = OutboxFile::open(&settings.outbox).await?;
     let mut seen = Vec::new();
     let since_ms = unix_ms().saturating_sub(i64::try_from(window.as_millis()).unwrap_or(i64::MAX));
-    file.load_marks(since_ms, |mark| seen.push((Mark::from_bytes(mark.mark), mark.at_ms))).await?;
+    file.load_marks(since_ms, |mark| seen.push((Mark::from_bytes(mark.mark), mark.at_ms)))
+        .await?;
 
     // Lanes first: what the last run left goes out while the rest still starts.
     let mut lanes = Vec::new();
@@ -82,12 +88,20 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     for service in services.iter().copied() {
         let concurrency = match service {
             Service::Apns => settings.dispatch.apns.as_ref().map(|section| section.concurrency),
-            Service::ApnsSandbox => settings.dispatch.apns_sandbox.as_ref().map(|section| section.concurrency),
+            Service::ApnsSandbox => settings
+                .dispatch
+                .apns_sandbox
+                .as_ref()
+                .map(|section| section.concurrency),
             Service::Firebase => settings.dispatch.firebase.as_ref().map(|section| section.concurrency),
         }
         .expect("the service is on offer");
         let (pushes, jobs) = mpsc::channel(concurrency);
-        let lane = Lane { service, concurrency: u32::try_from(concurrency).unwrap_or(u32::MAX), pushes };
+        let lane = Lane {
+            service,
+            concurrency: u32::try_from(concurrency).unwrap_or(u32::MAX),
+            pushes,
+        };
         lanes.push(lane);
         starts.push((service, concurrency, jobs));
     }
@@ -121,12 +135,20 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         watch: settings.watcher.watch(),
         link: settings.watcher.link(),
         identity: Arc::new(Identity::new(settings.link_key)),
-        oxends: settings.watcher.oxend.iter().map(|oxend| oxend.address.clone()).collect(),
+        oxends: settings
+            .watcher
+            .oxend
+            .iter()
+            .map(|oxend| oxend.address.clone())
+            .collect(),
         seeds: settings.seeds,
         node_list_file: settings.watcher.node_list_file.clone(),
         refresh_interval: settings.watcher.refresh_interval,
         max_list_change: settings.watcher.max_list_change,
-        records: Records { store: Arc::clone(&store), relay: commands.clone() },
+        records: Records {
+            store: Arc::clone(&store),
+            relay: commands.clone(),
+        },
         incoming,
     });
     let relay = Relay::new(
@@ -141,10 +163,20 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         seen,
         watcher.ring.clone(),
     );
-    let ends = Ends { incoming: incoming_inbox, commands: command_inbox, dead: dead_inbox, outbox: outbox.handle.clone(), told };
+    let ends = Ends {
+        incoming: incoming_inbox,
+        commands: command_inbox,
+        dead: dead_inbox,
+        outbox: outbox.handle.clone(),
+        told,
+    };
     let relay_task = tokio::spawn(relay.run(ends));
 
-    let desk = Arc::new(Desk::new(Arc::clone(&store), commands.clone(), watcher.commands.clone()));
+    let desk = Arc::new(Desk::new(
+        Arc::clone(&store),
+        commands.clone(),
+        watcher.commands.clone(),
+    ));
     let housekeeping = tokio::spawn(Arc::clone(&desk).keep_house(told_inbox, EXPIRED_ROWS_EVERY));
     let effects_task = tokio::spawn(hear_effects(told_effects, dead));
 
@@ -161,7 +193,13 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     ));
 
     let load = tokio::spawn(load(Arc::clone(&store), commands, watcher.stream.clone()));
-    let ready = tokio::spawn(become_ready(load, store_ready, watch_ready, watcher.coverage.clone(), stop));
+    let ready = tokio::spawn(become_ready(
+        load,
+        store_ready,
+        watch_ready,
+        watcher.coverage.clone(),
+        stop,
+    ));
 
     signals.stop().await;
     tracing::info!("stopping: what is under way may finish, the rest is in the outbox file");
@@ -195,34 +233,21 @@ fn start_lane<P: Provider + 'static>(
     concurrency: usize,
     timeout: Duration,
 ) -> JoinHandle<()> {
-    let (jobs_in, adapted) = mpsc::channel(concurrency);
-    tokio::spawn(async move {
-        let mut jobs: mpsc::Receiver<Push> = jobs;
-        while let Some(push) = jobs.recv().await {
-            let job = dispatch::Push {
-                entry: push.id,
-                push_id: push.push_id,
-                service: push.sealed.service,
-                token: push.sealed.token.clone(),
-                payload: push.body().into(),
-                priority: push.sealed.priority,
-                class: push.sealed.class,
-                too_long: push.fallback || push.sealed.fallback.is_none(),
-                deadline_ms: push.deadline_ms,
-                expires_at_ms: push.sealed.expires_at_ms,
-            };
-            if jobs_in.send(job).await.is_err() {
-                return;
-            }
-        }
-    });
-    let jobs = adapted;
     // A lane ends when the outbox drops its end: until then each push that it took gets its outcome.
-    tokio::spawn(dispatch::run_lane(Arc::new(provider), jobs, outcomes, concurrency, timeout, std::future::pending()))
+    tokio::spawn(dispatch::run_lane(
+        Arc::new(provider),
+        jobs,
+        outcomes,
+        concurrency,
+        timeout,
+        std::future::pending(),
+    ))
 }
 
 async fn listen(place: &'static str, address: std::net::SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|fault| StartError::Listen { place, fault })
+    TcpListener::bind(address)
+        .await
+        .map_err(|fault| StartError::Listen { place, fault })
 }
 
 /// Reads the store once: each row goes to the index and, with its record, to the watch.
@@ -247,7 +272,14 @@ async fn load(
             })
             .collect();
         let (done, answer) = tokio::sync::oneshot::channel();
-        if relay.send(Command::Load { subscriptions: batch, done }).await.is_err() {
+        if relay
+            .send(Command::Load {
+                subscriptions: batch,
+                done,
+            })
+            .await
+            .is_err()
+        {
             break;
         }
         for record in records {
@@ -292,7 +324,12 @@ async fn become_ready(
             watch_ready.set();
             if !told {
                 told = true;
-                tracing::info!(accounts, links, seconds = began.elapsed().as_secs_f64(), "every account is watched");
+                tracing::info!(
+                    accounts,
+                    links,
+                    seconds = began.elapsed().as_secs_f64(),
+                    "every account is watched"
+                );
                 lifecycle::tell_ready();
             }
         } else {
@@ -311,15 +348,23 @@ async fn hear_effects(
 ) {
     while let Some(effect) = effects.recv().await {
         match effect {
-            Effect::TokenGone { target, provider_time_ms } => {
+            Effect::TokenGone {
+                target,
+                provider_time_ms,
+            } => {
                 if dead.try_send((target, provider_time_ms)).is_err() {
                     metrics::counter!("app_dead_tokens_postponed_total").increment(1);
                 }
             }
             Effect::LaneStopped(service) => {
-                tracing::error!(service = service.name(), "the provider refuses our credential: lane stopped, its queue is kept");
+                tracing::error!(
+                    service = service.name(),
+                    "the provider refuses our credential: lane stopped, its queue is kept"
+                );
             }
-            Effect::LaneResumed(service) => tracing::info!(service = service.name(), "the credential works again: lane resumed"),
+            Effect::LaneResumed(service) => {
+                tracing::info!(service = service.name(), "the credential works again: lane resumed")
+            }
         }
     }
 }

@@ -20,7 +20,7 @@ use answer::{Answer, Effect};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use http2::ExchangeFault;
 use notifier_core::account::{DeviceToken, Service};
-use notifier_core::outbox::{EntryId, Outcome, PushId, RetryReason};
+use notifier_core::outbox::{self, EntryId, Outcome, PushId, RetryReason};
 use notifier_core::seal::{Class, Priority};
 use std::future::Future;
 use std::pin::pin;
@@ -33,9 +33,9 @@ use tokio::time::Instant;
 /// Sends the jobs of one service until `shutdown` or the end of `jobs`, and then ends what is under way.
 ///
 /// At most `concurrency` pushes are under way; each takes at most `timeout`, and less if its deadline is nearer.
-pub async fn run_lane<P: Provider>(
+pub async fn run_lane<P: Provider, J: Into<Push> + Send>(
     provider: Arc<P>,
-    mut jobs: mpsc::Receiver<Push>,
+    mut jobs: mpsc::Receiver<J>,
     outcomes: mpsc::Sender<(EntryId, Outcome)>,
     concurrency: usize,
     timeout: Duration,
@@ -59,7 +59,8 @@ pub async fn run_lane<P: Provider>(
             () = &mut shutdown, if is_open => is_open = false,
             job = jobs.recv(), if is_open && under_way.len() < concurrency => match job {
                 None => is_open = false,
-                Some(push) => {
+                Some(job) => {
+                    let push: Push = job.into();
                     in_flight.increment(1.0);
                     let (provider, seconds) = (&provider, &seconds);
                     under_way.push(async move {
@@ -92,6 +93,24 @@ pub struct Push {
     pub deadline_ms: i64,
     /// Unix milliseconds after which the provider should not deliver it.
     pub expires_at_ms: i64,
+}
+
+impl From<outbox::Push> for Push {
+    fn from(push: outbox::Push) -> Self {
+        let sealed = &push.sealed;
+        Self {
+            entry: push.id,
+            push_id: push.push_id,
+            service: sealed.service,
+            token: sealed.token.clone(),
+            payload: push.body().into(),
+            priority: sealed.priority,
+            class: sealed.class,
+            too_long: push.fallback || sealed.fallback.is_none(),
+            deadline_ms: push.deadline_ms,
+            expires_at_ms: sealed.expires_at_ms,
+        }
+    }
 }
 
 impl Push {

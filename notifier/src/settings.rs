@@ -68,7 +68,11 @@ impl Default for EventSettings {
 
 impl EventSettings {
     pub fn confirm(&self) -> ConfirmSettings {
-        ConfirmSettings { hold_for: self.hold_for, hold_max: self.hold_max, ..ConfirmSettings::default() }
+        ConfirmSettings {
+            hold_for: self.hold_for,
+            hold_max: self.hold_max,
+            ..ConfirmSettings::default()
+        }
     }
 }
 
@@ -84,7 +88,10 @@ struct FanoutSettings {
 impl Default for FanoutSettings {
     fn default() -> Self {
         let dedupe = DedupeSettings::default();
-        Self { dedupe_window: dedupe.window, dedupe_max: dedupe.max }
+        Self {
+            dedupe_window: dedupe.window,
+            dedupe_max: dedupe.max,
+        }
     }
 }
 
@@ -106,7 +113,11 @@ enum PaddingName {
 
 impl Default for SealSection {
     fn default() -> Self {
-        Self { padding: PaddingName::TwoClasses, skip_typing: true, skip_too_long_config: true }
+        Self {
+            padding: PaddingName::TwoClasses,
+            skip_typing: true,
+            skip_too_long_config: true,
+        }
     }
 }
 
@@ -114,11 +125,17 @@ impl Default for SealSection {
 pub fn read(path: &Path) -> Result<(Settings, Warnings), Faults> {
     let mut file = SettingsFile::read(path)?;
     let http = file.section::<http::Settings>("http");
-    let onion_key = http.as_ref().and_then(|http| file.key_32("http.onion_key_file", &http.onion_key_file));
+    let onion_key = http
+        .as_ref()
+        .and_then(|http| file.key_32("http.onion_key_file", &http.onion_key_file));
     let store = file.section::<StoreSettings>("store");
-    let lookup_key = store.as_ref().and_then(|store| file.key_32("store.lookup_key_file", &store.lookup_key_file));
+    let lookup_key = store
+        .as_ref()
+        .and_then(|store| file.key_32("store.lookup_key_file", &store.lookup_key_file));
     let watcher = file.section::<watcher::Settings>("watcher");
-    let link_key = watcher.as_ref().and_then(|watcher| file.key_32("watcher.key_file", &watcher.key_file));
+    let link_key = watcher
+        .as_ref()
+        .and_then(|watcher| file.key_32("watcher.key_file", &watcher.key_file));
     let event = file.section::<EventSettings>("event");
     let fanout = file.section::<FanoutSettings>("fanout");
     let seal = file.section::<SealSection>("seal");
@@ -135,7 +152,11 @@ pub fn read(path: &Path) -> Result<(Settings, Warnings), Faults> {
         for seed in &watcher.seed {
             match open_seed(seed) {
                 Ok(seed) => seeds.push(seed),
-                Err(problem) => file.fault("watcher.seed", problem, "an https:// URL, and a PEM file if it is pinned"),
+                Err(problem) => file.fault(
+                    "watcher.seed",
+                    problem,
+                    "an https:// URL, and a PEM file if it is pinned",
+                ),
             }
         }
     }
@@ -158,7 +179,10 @@ pub fn read(path: &Path) -> Result<(Settings, Warnings), Faults> {
             seeds,
             link_key: link_key?,
             event: event?,
-            fanout: DedupeSettings { window: fanout.dedupe_window, max: fanout.dedupe_max },
+            fanout: DedupeSettings {
+                window: fanout.dedupe_window,
+                max: fanout.dedupe_max,
+            },
             seal: SealSettings {
                 padding: match seal.padding {
                     PaddingName::TwoClasses => Padding::TwoClasses,
@@ -188,11 +212,20 @@ fn open_seed(seed: &watcher::SeedSettings) -> Result<SeedSource, String> {
 /// Makes every provider once, so that a key that cannot be used is told before anything starts.
 fn provider_faults(dispatch: &DispatchSettings) -> Vec<SettingsFault> {
     let apns = |service, section: &Option<ApnsSettings>| {
-        section.as_ref().and_then(|section| Apns::new(service, section, dispatch.timeout).err())
+        section
+            .as_ref()
+            .and_then(|section| Apns::new(service, section, dispatch.timeout).err())
     };
-    let firebase = dispatch.firebase.as_ref().and_then(|section| Fcm::new(section, dispatch.timeout).err());
-    [apns(Service::Apns, &dispatch.apns), apns(Service::ApnsSandbox, &dispatch.apns_sandbox), firebase]
-        .into_iter()
-        .flatten()
-        .collect()
+    let firebase = dispatch
+        .firebase
+        .as_ref()
+        .and_then(|section| Fcm::new(section, dispatch.timeout).err());
+    [
+        apns(Service::Apns, &dispatch.apns),
+        apns(Service::ApnsSandbox, &dispatch.apns_sandbox),
+        firebase,
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }

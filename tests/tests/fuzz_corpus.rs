@@ -52,4 +52,14 @@ macro_rules! corpora {
     };
 }
 
-corpora!(bencode, onion, requests, rows, node_list, notification, link, addresses, answers);
+corpora!(
+    bencode,
+    onion,
+    requests,
+    rows,
+    node_list,
+    notification,
+    link,
+    addresses,
+    answers
+);

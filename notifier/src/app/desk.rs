@@ -39,7 +39,13 @@ impl Desk {
         watcher: mpsc::Sender<watcher::Command>,
     ) -> Self {
         let order = (0..PLACES).map(|_| Mutex::new(())).collect();
-        Self { store, relay, watcher, order, hasher: RandomState::new() }
+        Self {
+            store,
+            relay,
+            watcher,
+            order,
+            hasher: RandomState::new(),
+        }
     }
 
     async fn turn(&self, device: &DeviceId) -> tokio::sync::MutexGuard<'_, ()> {
@@ -64,7 +70,13 @@ impl Desk {
             return Ok(Stored::Updated);
         }
         let (done, upserted) = oneshot::channel();
-        self.relay.send(Command::Put { subscription: Box::new(copy), done }).await.map_err(|_| Unavailable)?;
+        self.relay
+            .send(Command::Put {
+                subscription: Box::new(copy),
+                done,
+            })
+            .await
+            .map_err(|_| Unavailable)?;
         let watch_now = match upserted.await.map_err(|_| Unavailable)? {
             Upserted::Added => true,
             Upserted::Changed { watch_changed } => watch_changed,
@@ -76,10 +88,17 @@ impl Desk {
             }
         };
         if watch_now {
-            let change = watcher::Command::AccountChanged { account: device.account, record: Some(Bytes::from(record)) };
+            let change = watcher::Command::AccountChanged {
+                account: device.account,
+                record: Some(Bytes::from(record)),
+            };
             self.watcher.send(change).await.map_err(|_| Unavailable)?;
         }
-        Ok(if put == Put::New { Stored::Added } else { Stored::Updated })
+        Ok(if put == Put::New {
+            Stored::Added
+        } else {
+            Stored::Updated
+        })
     }
 
     async fn remove(&self, device: &DeviceId) -> Result<bool, Unavailable> {
@@ -112,11 +131,21 @@ impl Desk {
     /// Takes a device that is stored no more out of the index, and its account out of the watch if it was the last.
     async fn forget(&self, device: &DeviceId) {
         let (done, removed) = oneshot::channel();
-        if self.relay.send(Command::Remove { device: device.clone(), done }).await.is_err() {
+        if self
+            .relay
+            .send(Command::Remove {
+                device: device.clone(),
+                done,
+            })
+            .await
+            .is_err()
+        {
             return;
         }
         if removed.await == Ok(Removed::LastDevice) {
-            let gone = watcher::Command::AccountRemoved { account: device.account };
+            let gone = watcher::Command::AccountRemoved {
+                account: device.account,
+            };
             // The watcher is gone only when everything ends.
             let _ = self.watcher.send(gone).await;
         }
@@ -150,12 +179,20 @@ impl Desk {
 impl Subscriptions for Arc<Desk> {
     fn subscribe(&self, subscription: Subscription) -> impl Future<Output = Result<Stored, Unavailable>> + Send {
         let desk = Arc::clone(self);
-        async move { tokio::spawn(async move { desk.put(subscription).await }).await.unwrap_or(Err(Unavailable)) }
+        async move {
+            tokio::spawn(async move { desk.put(subscription).await })
+                .await
+                .unwrap_or(Err(Unavailable))
+        }
     }
 
     fn unsubscribe(&self, wish: Unsubscription) -> impl Future<Output = Result<bool, Unavailable>> + Send {
         let desk = Arc::clone(self);
-        async move { tokio::spawn(async move { desk.remove(&wish.device).await }).await.unwrap_or(Err(Unavailable)) }
+        async move {
+            tokio::spawn(async move { desk.remove(&wish.device).await })
+                .await
+                .unwrap_or(Err(Unavailable))
+        }
     }
 }
 
@@ -168,12 +205,18 @@ pub struct Records {
 impl RecordSource for Records {
     async fn records(&self, accounts: Vec<AccountId>) -> Result<Vec<(AccountId, Vec<Bytes>)>, RecordsUnavailable> {
         let (done, devices) = oneshot::channel();
-        self.relay.send(Command::Devices { accounts, done }).await.map_err(|_| RecordsUnavailable)?;
+        self.relay
+            .send(Command::Devices { accounts, done })
+            .await
+            .map_err(|_| RecordsUnavailable)?;
         let devices = devices.await.map_err(|_| RecordsUnavailable)?;
         let subscriptions = self.store.load(devices).await.map_err(|_| RecordsUnavailable)?;
         let mut by_account: HashMap<AccountId, Vec<Subscription>> = HashMap::new();
         for subscription in subscriptions {
-            by_account.entry(subscription.device.account).or_default().push(subscription);
+            by_account
+                .entry(subscription.device.account)
+                .or_default()
+                .push(subscription);
         }
         let record = |subscription: &Subscription| {
             let mut record = Vec::with_capacity(320);

@@ -51,13 +51,25 @@ pub struct RelaySettings {
 /// What others may ask of the relay.
 pub enum Command {
     /// A stored subscription.
-    Put { subscription: Box<Subscription>, done: oneshot::Sender<Upserted> },
+    Put {
+        subscription: Box<Subscription>,
+        done: oneshot::Sender<Upserted>,
+    },
     /// Stored subscriptions at the start.
-    Load { subscriptions: Vec<Subscription>, done: oneshot::Sender<()> },
+    Load {
+        subscriptions: Vec<Subscription>,
+        done: oneshot::Sender<()>,
+    },
     /// A device that is stored no more.
-    Remove { device: DeviceId, done: oneshot::Sender<Removed> },
+    Remove {
+        device: DeviceId,
+        done: oneshot::Sender<Removed>,
+    },
     /// The devices of accounts, for their renewal.
-    Devices { accounts: Vec<AccountId>, done: oneshot::Sender<Vec<DeviceId>> },
+    Devices {
+        accounts: Vec<AccountId>,
+        done: oneshot::Sender<Vec<DeviceId>>,
+    },
 }
 
 /// What the relay tells.
@@ -65,7 +77,10 @@ pub enum Told {
     /// The last device of an account expired.
     AccountGone(AccountId),
     /// A device whose token its provider calls dead, since this time (Unix ms) where it said so.
-    Dead { device: DeviceId, provider_time_ms: Option<i64> },
+    Dead {
+        device: DeviceId,
+        provider_time_ms: Option<i64>,
+    },
 }
 
 pub struct Relay {
@@ -168,7 +183,10 @@ impl Relay {
         for incoming in batch.drain(..) {
             metrics::counter!("event_notifications_total").increment(1);
             let (rate, burst) = (self.settings.node_rate, self.settings.node_burst);
-            let limit = self.rate_by_node.entry(incoming.node).or_insert_with(|| RateLimit::new(rate, burst, now));
+            let limit = self
+                .rate_by_node
+                .entry(incoming.node)
+                .or_insert_with(|| RateLimit::new(rate, burst, now));
             if !limit.allow(now) {
                 refuse("node_rate");
                 continue;
@@ -186,7 +204,10 @@ impl Relay {
                 continue;
             }
             let foreign = ring.swarm_of(&event.account) != Some(incoming.swarm);
-            match self.confirm.handle(incoming.node, foreign, event, incoming.second_link_up, now) {
+            match self
+                .confirm
+                .handle(incoming.node, foreign, event, incoming.second_link_up, now)
+            {
                 Verdict::Release(event) => self.wake(&event, mark, now_ms, &mut wakeups, &mut marks),
                 Verdict::Held => metrics::counter!("confirm_held_total").increment(1),
                 Verdict::Refused(refusal) => refuse(refusal.label()),
@@ -195,17 +216,31 @@ impl Relay {
         (wakeups, marks)
     }
 
-    fn wake(&mut self, event: &MessageEvent, mark: Mark, now_ms: i64, wakeups: &mut Vec<Sealed>, marks: &mut Vec<Mark>) {
+    fn wake(
+        &mut self,
+        event: &MessageEvent,
+        mark: Mark,
+        now_ms: i64,
+        wakeups: &mut Vec<Sealed>,
+        marks: &mut Vec<Mark>,
+    ) {
         if !self.dedupe.begin(mark, now_ms) {
             return;
         }
         let before = wakeups.len();
         for device in self.index.fan_out(event) {
             let token = DeviceToken::new(device.token);
-            let view = DeviceView { service: device.service, token: &token, enc_key: device.enc_key, want_data: device.want_data };
+            let view = DeviceView {
+                service: device.service,
+                token: &token,
+                enc_key: device.enc_key,
+                want_data: device.want_data,
+            };
             match seal(event, view, &self.settings.seal, self.random.take()) {
                 Ok(sealed) => wakeups.push(sealed),
-                Err(suppressed) => metrics::counter!("seal_suppressed_total", "reason" => suppressed.label()).increment(1),
+                Err(suppressed) => {
+                    metrics::counter!("seal_suppressed_total", "reason" => suppressed.label()).increment(1)
+                }
             }
         }
         if wakeups.len() == before {
@@ -244,7 +279,10 @@ impl Relay {
             }
             Command::Remove { device, done } => drop(done.send(self.index.remove(&device))),
             Command::Devices { accounts, done } => {
-                let devices = accounts.iter().flat_map(|account| self.index.devices(account)).collect();
+                let devices = accounts
+                    .iter()
+                    .flat_map(|account| self.index.devices(account))
+                    .collect();
                 drop(done.send(devices));
             }
         }
@@ -267,7 +305,10 @@ impl Relay {
                 }
             }
             for (device, provider_time_ms) in self.dead.find(&self.index, SWEEP) {
-                drop(told.try_send(Told::Dead { device, provider_time_ms }));
+                drop(told.try_send(Told::Dead {
+                    device,
+                    provider_time_ms,
+                }));
             }
         }
         metrics::gauge!("fanout_accounts").set(self.index.account_count() as f64);
@@ -323,13 +364,19 @@ impl DeadTokens {
         }
         let from = self.cursor.unwrap_or_default();
         let (found, next) = index.devices_from(from, places, |service, token| {
-            self.searched.contains_key(&Target { service, token: DeviceToken::new(token) })
+            self.searched.contains_key(&Target {
+                service,
+                token: DeviceToken::new(token),
+            })
         });
         self.cursor = next;
         let found = found
             .into_iter()
             .map(|device| {
-                let target = Target { service: device.service, token: device.token.clone() };
+                let target = Target {
+                    service: device.service,
+                    token: device.token.clone(),
+                };
                 let since = self.searched.get(&target).copied().flatten();
                 (device, since)
             })
@@ -349,7 +396,10 @@ struct Random {
 
 impl Random {
     fn new() -> Self {
-        Self { page: Box::new([0; 4080]), used: 4080 }
+        Self {
+            page: Box::new([0; 4080]),
+            used: 4080,
+        }
     }
 
     fn take<const N: usize>(&mut self) -> [u8; N] {

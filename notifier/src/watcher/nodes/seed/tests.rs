@@ -26,7 +26,10 @@ async fn serve(cert: rcgen::Certificate, key: &KeyPair, answer: String, filler: 
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(vec![cert.der().clone()], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+        .with_single_cert(
+            vec![cert.der().clone()],
+            PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        )
         .unwrap();
     let acceptor = TlsAcceptor::from(Arc::new(settings));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -34,9 +37,13 @@ async fn serve(cert: rcgen::Certificate, key: &KeyPair, answer: String, filler: 
     let mut task = JoinSet::new();
     task.spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let Ok(mut stream) = acceptor.accept(stream).await else {
+                continue;
+            };
             let mut request = vec![0; 4096];
-            let Ok(length) = stream.read(&mut request).await else { continue };
+            let Ok(length) = stream.read(&mut request).await else {
+                continue;
+            };
             let request = String::from_utf8_lossy(&request[..length]).into_owned();
             assert!(request.starts_with("POST /json_rpc HTTP/1.1\r\n"), "{request}");
             let _ = stream.write_all(answer.as_bytes()).await;
@@ -77,14 +84,20 @@ async fn a_seed_with_the_pinned_certificate_is_believed_whatever_its_name() {
 async fn another_certificate_than_the_pinned_one_is_refused() {
     let (ours, theirs) = (server(ok(LIST), 0, false).await, server(ok(LIST), 0, false).await);
     let seed = SeedSource::new(&theirs.url, Some(ours.certificate.as_bytes())).unwrap();
-    assert_eq!(seed.list().await.unwrap_err(), SourceFault::Seed(SeedFault::WrongCertificate));
+    assert_eq!(
+        seed.list().await.unwrap_err(),
+        SourceFault::Seed(SeedFault::WrongCertificate)
+    );
 }
 
 #[tokio::test]
 async fn without_a_pin_a_self_signed_certificate_is_refused() {
     let server = server(ok(LIST), 0, false).await;
     let seed = SeedSource::new(&server.url, None).unwrap();
-    assert_eq!(seed.list().await.unwrap_err(), SourceFault::Seed(SeedFault::WrongCertificate));
+    assert_eq!(
+        seed.list().await.unwrap_err(),
+        SourceFault::Seed(SeedFault::WrongCertificate)
+    );
 }
 
 #[tokio::test]
@@ -112,10 +125,19 @@ async fn a_redirect_is_not_followed() {
 #[tokio::test]
 async fn rubbish_is_refused() {
     let refused = async |answer: String| ask(&server(answer, 0, false).await).await.unwrap_err();
-    assert_eq!(refused("SSH-2.0-OpenSSH\r\n".into()).await, SourceFault::Seed(SeedFault::Http));
+    assert_eq!(
+        refused("SSH-2.0-OpenSSH\r\n".into()).await,
+        SourceFault::Seed(SeedFault::Http)
+    );
     assert_eq!(refused(ok("<html>")).await, SourceFault::List(NodeListError::NotJson));
-    assert_eq!(refused(ok(r#"{"error":{"code":-1}}"#)).await, SourceFault::List(NodeListError::MissingField));
-    assert_eq!(refused("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{".into()).await, SourceFault::Seed(SeedFault::Http));
+    assert_eq!(
+        refused(ok(r#"{"error":{"code":-1}}"#)).await,
+        SourceFault::List(NodeListError::MissingField)
+    );
+    assert_eq!(
+        refused("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{".into()).await,
+        SourceFault::Seed(SeedFault::Http)
+    );
 }
 
 #[tokio::test]
@@ -129,13 +151,30 @@ async fn a_closed_port_is_unreachable() {
 
 #[test]
 fn only_https_urls_and_pem_certificates_are_taken() {
-    for url in ["http://seed.example/json_rpc", "seed.example", "https://", "https://user@seed.example/", "https://-/"] {
+    for url in [
+        "http://seed.example/json_rpc",
+        "seed.example",
+        "https://",
+        "https://user@seed.example/",
+        "https://-/",
+    ] {
         assert_eq!(SeedSource::new(url, None).err(), Some(SeedFault::BadUrl), "{url}");
     }
     let seed = SeedSource::new("https://seed.example:4443", None).unwrap();
-    assert_eq!((seed.host.as_str(), seed.port, seed.path.as_str()), ("seed.example", 4443, "/json_rpc"));
+    assert_eq!(
+        (seed.host.as_str(), seed.port, seed.path.as_str()),
+        ("seed.example", 4443, "/json_rpc")
+    );
     assert_eq!(SeedSource::new("https://[::1]/x", None).unwrap().host, "::1");
-    for pem in ["", "no", "-----BEGIN CERTIFICATE-----\n%%%\n-----END CERTIFICATE-----\n"] {
-        assert_eq!(SeedSource::new("https://a", Some(pem.as_bytes())).err(), Some(SeedFault::BadCertificate), "{pem}");
+    for pem in [
+        "",
+        "no",
+        "-----BEGIN CERTIFICATE-----\n%%%\n-----END CERTIFICATE-----\n",
+    ] {
+        assert_eq!(
+            SeedSource::new("https://a", Some(pem.as_bytes())).err(),
+            Some(SeedFault::BadCertificate),
+            "{pem}"
+        );
     }
 }
