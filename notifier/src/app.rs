@@ -28,8 +28,9 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// Notifications that may wait for the relay; beyond that links stop reading.
-const INCOMING: usize = 16_384;
+/// Notifications that may wait for the relay; beyond that links stop reading. A node keeps only 1,000 for us, so a burst waits here;
+/// the watcher bounds its bytes as well.
+const INCOMING: usize = 65_536;
 const COMMANDS: usize = 4_096;
 /// Dead tokens and stopped lanes that may wait to be told.
 const EFFECTS: usize = 4_096;

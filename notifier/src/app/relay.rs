@@ -28,8 +28,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 /// Notifications taken at once. Large enough that one commit carries many, small enough that the first does not wait long.
 const BATCH: usize = 256;
 
-/// Wakeups that may be on their way to the outbox before the relay stops taking more.
-const MOST_UNDER_WAY: usize = 4_096;
+/// Wakeups that may be on their way to the outbox before the relay stops taking more: 20 to 50 MB of them.
+const MOST_UNDER_WAY: usize = 16_384;
 
 /// How often time-driven work is looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -93,6 +93,28 @@ pub struct Relay {
     ring: watch::Receiver<Arc<SwarmRing>>,
     random: Random,
     dead: DeadTokens,
+    counters: Counters,
+}
+
+/// Looked up once: these are counted for each copy or message.
+struct Counters {
+    notifications: metrics::Counter,
+    copies: metrics::Counter,
+    held: metrics::Counter,
+    messages: metrics::Counter,
+    unwanted: metrics::Counter,
+}
+
+impl Counters {
+    fn new() -> Self {
+        Self {
+            notifications: metrics::counter!("event_notifications_total"),
+            copies: metrics::counter!("fanout_copies_total"),
+            held: metrics::counter!("confirm_held_total"),
+            messages: metrics::counter!("fanout_messages_total"),
+            unwanted: metrics::counter!("fanout_unwanted_total"),
+        }
+    }
 }
 
 /// The ends that the relay works between.
@@ -129,6 +151,7 @@ impl Relay {
             ring,
             random,
             dead: DeadTokens::default(),
+            counters: Counters::new(),
             settings,
         }
     }
@@ -181,7 +204,7 @@ impl Relay {
         let (now, now_ms) = (Instant::now(), unix_ms());
         let (mut wakeups, mut marks) = (Vec::new(), Vec::new());
         for incoming in batch.drain(..) {
-            metrics::counter!("event_notifications_total").increment(1);
+            self.counters.notifications.increment(1);
             let (rate, burst) = (self.settings.node_rate, self.settings.node_burst);
             let limit = self
                 .rate_by_node
@@ -200,7 +223,7 @@ impl Relay {
             };
             let mark = Mark::new(&self.mark_key, &event);
             if self.dedupe.check(&mark, now_ms) != MarkState::New {
-                metrics::counter!("fanout_copies_total").increment(1);
+                self.counters.copies.increment(1);
                 continue;
             }
             let foreign = ring.swarm_of(&event.account) != Some(incoming.swarm);
@@ -209,7 +232,7 @@ impl Relay {
                 .handle(incoming.node, foreign, event, incoming.second_link_up, now)
             {
                 Verdict::Release(event) => self.wake(&event, mark, now_ms, &mut wakeups, &mut marks),
-                Verdict::Held => metrics::counter!("confirm_held_total").increment(1),
+                Verdict::Held => self.counters.held.increment(1),
                 Verdict::Refused(refusal) => refuse(refusal.label()),
             }
         }
@@ -245,10 +268,10 @@ impl Relay {
         }
         if wakeups.len() == before {
             // Nobody is to be woken, so nothing can be lost: seen at once, and not worth a row.
-            metrics::counter!("fanout_unwanted_total").increment(1);
+            self.counters.unwanted.increment(1);
             self.dedupe.commit(&mark, now_ms);
         } else {
-            metrics::counter!("fanout_messages_total").increment(1);
+            self.counters.messages.increment(1);
             marks.push(mark);
         }
     }
