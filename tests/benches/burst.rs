@@ -26,7 +26,7 @@ async fn burst(swarms: usize, goal: Goal) {
     let mut lab = Lab::start(settings).await.expect("the lab starts");
     let phones = world::phones(MESSAGES);
     world::subscribe_all(&lab, &phones).await;
-    let swarms = world::Swarms::of(&lab);
+    let map = world::Swarms::of(&lab);
     lab.deliveries.count_only(true);
     let seen: Arc<Mutex<HashMap<String, u32>>> = Arc::default();
     let noted = Arc::clone(&seen);
@@ -39,7 +39,7 @@ async fn burst(swarms: usize, goal: Goal) {
     let began = Instant::now();
     for (number, phone) in phones.iter().enumerate() {
         lab.fleet.store(
-            swarms.nodes(phone.account()).iter().copied(),
+            map.nodes(phone.account()).iter().copied(),
             &world::message(phone, number as u64),
         );
     }
