@@ -177,7 +177,7 @@ fn subscription(number: usize, now: i64) -> Subscription {
             )
         }
     };
-    let phone = Phone::new(if number % 2 == 0 {
+    let phone = Phone::new(if number.is_multiple_of(2) {
         PushService::Apns
     } else {
         PushService::Firebase
