@@ -5,13 +5,14 @@
 //! - `expose()` stands only in the listed files;
 //! - the lab's own source knows nothing of the product.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files that write to a wire, a row or a provider, or compute with keys. Everything else carries values unopened.
 const MAY_EXPOSE: &[&str] = &[
-    "shared/src/redact.rs",
     "shared/src/crypto.rs",
     "shared/src/onion.rs",
     "notifier/core/src/account.rs",
@@ -19,7 +20,6 @@ const MAY_EXPOSE: &[&str] = &[
     "notifier/core/src/event.rs",
     "notifier/core/src/fanout.rs",
     "notifier/core/src/fanout/dedupe.rs",
-    "notifier/core/src/outbox/queue.rs",
     "notifier/core/src/seal/payload.rs",
     "notifier/core/src/seal/row.rs",
     "notifier/core/src/subscription/monitor.rs",
