@@ -239,6 +239,17 @@ fn the_lab_shares_no_code_with_the_product() {
 }
 
 #[test]
+fn a_server_never_links_a_foreign_peer() {
+    for server in ["shared", "notifier/core", "notifier", "turn/core", "turn"] {
+        let manifest = fs::read_to_string(root().join(server).join("Cargo.toml")).unwrap();
+        let linked = manifest.split("[dev-dependencies]").next().unwrap();
+        for foreign in ["zmq", "libsodium", "rcgen", "stun-types", "turn-types"] {
+            assert!(!linked.contains(foreign), "{server} links {foreign}");
+        }
+    }
+}
+
+#[test]
 fn the_reader_of_imports_sees_every_form() {
     let text = "use crate::one::Thing;\nuse crate::{two::A, three::{b, c}, four};\nlet x = crate::five::f(); // crate::no::comment";
     assert_eq!(imports(&shipped(text)), ["one", "two", "three", "four", "five"]);
