@@ -1,10 +1,14 @@
 //! One function over bytes for each parser that sees the network. The fuzzer calls them with its inventions, the ordinary test
 //! `fuzz_corpus` with everything in `corpus/`.
 
+use hyper::header::{HeaderMap, HeaderValue, RETRY_AFTER};
 use notifier_core::account::Service;
+use notifier_core::outbox::Outcome;
 use notifier_core::seal::Sealed;
 use notifier_core::subscription::{self, Body, Subscription};
 use notifier_core::swarm::{NodeList, SwarmRing};
+use quietline_notifier::dispatch::answer::{self, Answer, RETRY_AFTER_MAX};
+use quietline_notifier::dispatch::{apns, fcm};
 use quietline_shared::redact::Secret;
 
 /// A Unix time within the golden data's signatures.
@@ -55,7 +59,7 @@ pub fn node_list(data: &[u8]) {
         let again = NodeList::from_json(&list.to_json()).expect("what we write we read");
         assert!(list.difference(&again) == 0.0);
         let ring = SwarmRing::new(&list);
-        assert_eq!(ring.nodes().count(), list.nodes.len());
+        assert_eq!(ring.nodes().len(), list.nodes.len());
     }
 }
 
@@ -74,3 +78,39 @@ pub fn addresses(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let _ = text.parse::<notifier_core::omq::Address>();
 }
+
+/// A provider's answer under every status. What stands before the first line feed, if there is one, is its `Retry-After`.
+pub fn answers(data: &[u8]) {
+    let (header, body) = match data.iter().position(|byte| *byte == b'\n') {
+        Some(end) => (Some(&data[..end]), &data[end + 1..]),
+        None => (None, data),
+    };
+    let mut headers = HeaderMap::new();
+    if let Some(value) = header.and_then(|value| HeaderValue::from_bytes(value).ok()) {
+        headers.insert(RETRY_AFTER, value);
+    }
+    let now_ms = NOW * 1000;
+    let pause = answer::retry_after(&headers, now_ms);
+    assert!(pause.is_none_or(|pause| pause <= RETRY_AFTER_MAX));
+    for status in STATUSES {
+        for Answer { outcome, label, .. } in [
+            apns::answer::classify(status, &headers, body, now_ms),
+            fcm::answer::classify(status, &headers, body, now_ms),
+        ] {
+            assert!(
+                label.bytes().all(|byte| byte.is_ascii_alphabetic() || b"-_".contains(&byte)),
+                "a label is ours"
+            );
+            match outcome {
+                Outcome::Retry { after, .. } => assert!(after.is_none_or(|after| after <= RETRY_AFTER_MAX)),
+                Outcome::Delivered => assert!((200..300).contains(&status), "only a success is a delivery"),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Every status that a table names, and some that none does.
+const STATUSES: [u16; 24] = [
+    100, 200, 204, 301, 400, 401, 403, 404, 405, 407, 408, 410, 413, 418, 421, 425, 429, 499, 500, 502, 503, 504, 599, 999,
+];
