@@ -1,5 +1,7 @@
 //! Every fuzz target over its whole corpus, and over each input cut short and changed in each byte, as an ordinary test.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 use std::fs;
 use std::path::Path;
 
