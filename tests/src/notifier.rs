@@ -188,6 +188,10 @@ impl Notifier {
 }
 
 impl Metrics {
+    pub fn from_text(text: String) -> Self {
+        Self(text)
+    }
+
     /// The sum over all label values; `None` if there is no such metric.
     pub fn sum(&self, name: &str) -> Option<f64> {
         self.sum_where(name, "")
