@@ -1,1 +1,7 @@
-//! ground
+//! The relay's decisions, without any I/O: no sockets, no clock, no randomness of its own, no logging.
+//!
+//! A module imports only modules listed above it.
+#![forbid(unsafe_code)]
+
+pub mod attributes;
+pub mod wire;
