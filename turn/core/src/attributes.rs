@@ -295,7 +295,7 @@ impl<'a> Attributes<'a> {
             },
             kind::DATA => keep(&mut self.data, Some(value)),
             // Comprehension-optional attributes may be passed over (RFC 8489 §14).
-            0x8000..=0xFFFF => true,
+            optional if optional >= 0x8000 => true,
             unknown => {
                 let _ = self.unknown.push(unknown);
                 true

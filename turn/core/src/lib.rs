@@ -4,4 +4,5 @@
 #![forbid(unsafe_code)]
 
 pub mod attributes;
+pub mod peers;
 pub mod wire;
