@@ -2,7 +2,105 @@
 //!
 //! In: a `MessageEvent`, a device's key, randomness. Out: `Sealed`. Never: keeps the text.
 
-use crate::account::{DeviceToken, Service};
+use crate::account::{DeviceToken, Namespace, Service};
+use crate::event::MessageEvent;
+use quietline_shared::crypto::xchacha_seal;
+
+mod payload;
+mod row;
+
+pub use payload::{Limits, Padding, Payload, payload};
+
+/// Seals one wakeup for one device, or says why the device is better left asleep.
+///
+/// `random` is fresh for every call: two nonces of 24 bytes, for the body and its "too long" form.
+pub fn seal(
+    event: &MessageEvent,
+    device: DeviceView<'_>,
+    settings: &SealSettings,
+    random: [u8; 48],
+) -> Result<Sealed, Suppressed> {
+    let occasion = Occasion::of(event);
+    if settings.skip_typing && occasion == Occasion::Typing {
+        return Err(Suppressed::Typing);
+    }
+    let payload = payload(event, device.want_data, Limits::OF_PROVIDERS);
+    if settings.skip_too_long_config && occasion == Occasion::Config && payload.too_long {
+        return Err(Suppressed::TooLongConfig);
+    }
+    let [nonce, fallback_nonce] = &two_nonces(&random);
+    let close = |text: Vec<u8>, nonce| -> Box<[u8]> {
+        xchacha_seal(device.enc_key, nonce, &settings.padding.pad(text)).into_boxed_slice()
+    };
+    let has_body = payload.with_body.is_some();
+    let (body, fallback) = match payload.with_body {
+        Some(with_body) => (
+            close(with_body, nonce),
+            Some(close(payload.without_body, fallback_nonce)),
+        ),
+        None => (close(payload.without_body, nonce), None),
+    };
+    Ok(Sealed {
+        service: device.service,
+        token: device.token.clone(),
+        body,
+        fallback,
+        class: if has_body { occasion.class() } else { Class::TooLong },
+        priority: occasion.priority(),
+        expires_at_ms: event.expiry_ms,
+    })
+}
+
+fn two_nonces(random: &[u8; 48]) -> [[u8; 24]; 2] {
+    let mut nonces = [[0; 24]; 2];
+    nonces.as_flattened_mut().copy_from_slice(random);
+    nonces
+}
+
+/// What sealing needs to know of a device.
+#[derive(Clone, Copy)]
+pub struct DeviceView<'a> {
+    pub service: Service,
+    pub token: &'a DeviceToken,
+    pub enc_key: &'a [u8; 32],
+    pub want_data: bool,
+}
+
+/// Section `[seal]` of the settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SealSettings {
+    pub padding: Padding,
+    /// Do not wake a phone because somebody is typing.
+    pub skip_typing: bool,
+    /// Do not wake a phone for a configuration message that is too long to be carried.
+    pub skip_too_long_config: bool,
+}
+
+impl Default for SealSettings {
+    fn default() -> Self {
+        Self {
+            padding: Padding::TwoClasses,
+            skip_typing: true,
+            skip_too_long_config: true,
+        }
+    }
+}
+
+/// Why a device is not woken. The names are metric labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suppressed {
+    Typing,
+    TooLongConfig,
+}
+
+impl Suppressed {
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Typing => "typing",
+            Self::TooLongConfig => "too_long_config",
+        }
+    }
+}
 
 /// One wakeup. From here on nothing can turn it back into text, and it holds no account and no message hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,9 +132,323 @@ pub enum Class {
     TooLong = 4,
 }
 
+impl Class {
+    pub const ALL: [Self; 4] = [Self::Call, Self::Visible, Self::Quiet, Self::TooLong];
+
+    /// The number in a row.
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.code() == code)
+    }
+
+    /// The metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Call => "call",
+            Self::Visible => "visible",
+            Self::Quiet => "quiet",
+            Self::TooLong => "too_long",
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Priority {
     High = 1,
     Normal = 2,
+}
+
+impl Priority {
+    /// The number in a row.
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+
+    pub fn from_code(code: u8) -> Option<Self> {
+        [Self::High, Self::Normal]
+            .into_iter()
+            .find(|priority| priority.code() == code)
+    }
+}
+
+/// What a message is about, as far as its namespace and life tell (push.md §2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Occasion {
+    Typing,
+    Call,
+    Message,
+    /// A message namespace of clients to come: nothing is known of it.
+    Other,
+    Config,
+}
+
+impl Occasion {
+    fn of(event: &MessageEvent) -> Self {
+        match event.namespace {
+            Namespace(0) => Self::of_life(event.expiry_ms.saturating_sub(event.timestamp_ms)),
+            Namespace(11) => Self::Message,
+            Namespace(2..=5 | 12..=14 | -11) => Self::Config,
+            _ => Self::Other,
+        }
+    }
+
+    fn of_life(life_ms: i64) -> Self {
+        if life_ms <= TYPING_LIFE_MS {
+            Self::Typing
+        } else if life_ms <= CALL_LIFE_MS {
+            Self::Call
+        } else {
+            Self::Message
+        }
+    }
+
+    fn class(self) -> Class {
+        match self {
+            Self::Call => Class::Call,
+            Self::Message => Class::Visible,
+            Self::Typing | Self::Config | Self::Other => Class::Quiet,
+        }
+    }
+
+    /// FCM demotes an app whose high-priority pushes show nothing.
+    fn priority(self) -> Priority {
+        match self {
+            Self::Call | Self::Message => Priority::High,
+            Self::Typing | Self::Config | Self::Other => Priority::Normal,
+        }
+    }
+}
+
+/// Clients let typing indicators live 20 s.
+const TYPING_LIFE_MS: i64 = 30_000;
+/// Clients let call messages live 300 s.
+const CALL_LIFE_MS: i64 = 300_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::account::{AccountId, MessageHash};
+    use crate::event::Body;
+    use bytes::Bytes;
+    use proptest::prelude::*;
+    use quietline_shared::crypto::xchacha_open;
+
+    const KEY: [u8; 32] = [7; 32];
+    const HOUR: i64 = 3_600_000;
+
+    #[test]
+    fn an_ordinary_message_is_visible_and_urgent_and_has_a_fallback() {
+        let sealed = wake(&event(0, HOUR, Some(100))).unwrap();
+        assert_eq!((sealed.class, sealed.priority), (Class::Visible, Priority::High));
+        assert_eq!(sealed.expires_at_ms, 1_000 + HOUR);
+        let fallback = sealed.fallback.as_deref().unwrap();
+        assert!(open(&sealed.body).starts_with(b"l170:{\"@\": \"0505"));
+        assert!(open(fallback).starts_with(b"ld1:#43:"));
+        assert!(contains(&open(fallback), b"1:Bi1e1:li100e1:n"));
+    }
+
+    #[test]
+    fn body_and_fallback_are_sealed_under_the_two_nonces() {
+        let sealed = wake(&event(0, HOUR, Some(100))).unwrap();
+        assert!(sealed.body.starts_with(&[1; 24]));
+        assert!(sealed.fallback.unwrap().starts_with(&[2; 24]));
+    }
+
+    #[test]
+    fn lengths_tell_only_the_two_classes() {
+        let lengths = |body| {
+            let sealed = wake(&event(0, HOUR, body)).unwrap();
+            (sealed.body.len(), sealed.fallback.map(|fallback| fallback.len()))
+        };
+        assert_eq!(lengths(Some(1)), (40 + 512, Some(40 + 512)));
+        assert_eq!(lengths(Some(1_000)), (40 + 2_816, Some(40 + 512)));
+        assert_eq!(lengths(Some(2_500)), (40 + 2_816, Some(40 + 512)));
+        assert_eq!(lengths(Some(2_501)), (40 + 512, None));
+        assert_eq!(lengths(None), (40 + 512, None));
+    }
+
+    #[test]
+    fn a_body_of_2501_bytes_is_told_but_not_carried() {
+        let sealed = wake(&event(0, HOUR, Some(2_501))).unwrap();
+        assert_eq!((sealed.class, sealed.priority), (Class::TooLong, Priority::High));
+        assert!(contains(&open(&sealed.body), b"1:Bi1e1:li2501e1:ni0e"));
+    }
+
+    #[test]
+    fn a_device_that_wants_no_data_gets_neither_body_nor_length() {
+        let token = DeviceToken::new(*b"token");
+        let device = DeviceView {
+            want_data: false,
+            ..device(&token)
+        };
+        let sealed = seal(&event(11, HOUR, Some(5)), device, &SealSettings::default(), [0; 48]).unwrap();
+        assert_eq!((sealed.class, sealed.fallback), (Class::TooLong, None));
+        assert!(contains(&open(&sealed.body), b"1:ni11e1:ti1000e1:zi3601000eee"));
+        assert!(!contains(&open(&sealed.body), b"1:B"));
+    }
+
+    #[test]
+    fn a_message_that_lives_over_30_and_up_to_300_seconds_is_a_call() {
+        let class = |life| wake(&event(0, life, Some(5))).map(|sealed| sealed.class);
+        assert_eq!(class(30_000), Err(Suppressed::Typing));
+        assert_eq!(class(30_001), Ok(Class::Call));
+        assert_eq!(class(300_000), Ok(Class::Call));
+        assert_eq!(class(300_001), Ok(Class::Visible));
+        assert_eq!(class(i64::MIN), Err(Suppressed::Typing));
+        assert_eq!(class(i64::MAX), Ok(Class::Visible));
+    }
+
+    #[test]
+    fn typing_wakes_quietly_where_the_operator_wants_it() {
+        let settings = SealSettings {
+            skip_typing: false,
+            ..SealSettings::default()
+        };
+        let token = DeviceToken::new(*b"token");
+        let sealed = seal(&event(0, 20_000, Some(5)), device(&token), &settings, [0; 48]).unwrap();
+        assert_eq!((sealed.class, sealed.priority), (Class::Quiet, Priority::Normal));
+    }
+
+    #[test]
+    fn only_messages_are_visible_and_urgent() {
+        for namespace in [2, 3, 4, 5, 12, 13, 14, -11, 1, 21, -400] {
+            let sealed = wake(&event(namespace, 20_000, Some(5))).unwrap();
+            assert_eq!(
+                (sealed.class, sealed.priority),
+                (Class::Quiet, Priority::Normal),
+                "namespace {namespace}"
+            );
+        }
+        assert_eq!(wake(&event(11, 20_000, Some(5))).unwrap().priority, Priority::High);
+    }
+
+    #[test]
+    fn config_that_is_too_long_wakes_nobody_unless_the_operator_wants_it() {
+        let settings = SealSettings {
+            skip_too_long_config: false,
+            ..SealSettings::default()
+        };
+        let token = DeviceToken::new(*b"token");
+        for namespace in [2, 3, 4, 5, 12, 13, 14, -11] {
+            let long = event(namespace, HOUR, Some(2_501));
+            assert_eq!(wake(&long), Err(Suppressed::TooLongConfig), "namespace {namespace}");
+            let sealed = seal(&long, device(&token), &settings, [0; 48]).unwrap();
+            assert_eq!((sealed.class, sealed.priority), (Class::TooLong, Priority::Normal));
+            assert!(
+                wake(&event(namespace, HOUR, None)).is_ok(),
+                "nothing says that it is too long"
+            );
+        }
+        for namespace in [0, 11, 1, 21] {
+            assert!(
+                wake(&event(namespace, HOUR, Some(2_501))).is_ok(),
+                "namespace {namespace}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_negative_namespace_is_sent_as_a_number_in_both_forms() {
+        let sealed = wake(&event(-11, HOUR, Some(5))).unwrap();
+        assert!(contains(&open(&sealed.body), b"\"n\": -11, "));
+        assert!(contains(&open(&sealed.fallback.unwrap()), b"1:ni-11e"));
+    }
+
+    #[test]
+    fn a_hash_full_of_escapes_goes_up_a_class_or_leaves_the_body_out() {
+        let with_hash = |length| MessageEvent {
+            hash: MessageHash::from_slice(&[1; 99]).unwrap(),
+            ..event(0, HOUR, Some(length))
+        };
+        let small = wake(&with_hash(1)).unwrap();
+        assert_eq!((small.class, small.body.len()), (Class::Visible, 40 + 2_816));
+        let large = wake(&with_hash(2_500)).unwrap();
+        assert_eq!(
+            (large.class, large.body.len(), large.fallback),
+            (Class::TooLong, 40 + 512, None)
+        );
+    }
+
+    #[test]
+    fn a_cut_or_foreign_row_is_refused_by_name() {
+        let sealed = wake(&event(0, HOUR, Some(5))).unwrap();
+        let row = sealed.encode_row();
+        let refusal = |row: &[u8]| Sealed::decode_row(row).unwrap_err().label();
+        for length in 0..row.len() {
+            assert_eq!(refusal(row.get(..length).unwrap()), "truncated");
+        }
+        assert_eq!(refusal(&[&row[..], &[0]].concat()), "trailing_bytes");
+        assert_eq!(refusal(&[&[2], row.get(1..).unwrap()].concat()), "unknown_version");
+        assert_eq!(refusal(&[&[1, 9], row.get(2..).unwrap()].concat()), "malformed");
+    }
+
+    proptest! {
+        #[test]
+        fn a_row_decodes_to_what_was_encoded(
+            service in prop::sample::select(&Service::ALL[..]),
+            class in prop::sample::select(&Class::ALL[..]),
+            priority in prop::sample::select(&[Priority::High, Priority::Normal][..]),
+            token in prop::collection::vec(any::<u8>(), 1..=1_000),
+            body in prop::collection::vec(any::<u8>(), 1..=4_096),
+            fallback in prop::option::of(prop::collection::vec(any::<u8>(), 1..600)),
+            expires_at_ms: i64,
+        ) {
+            let sealed = Sealed {
+                service, class, priority, expires_at_ms,
+                token: DeviceToken::new(token),
+                body: body.into(),
+                fallback: fallback.map(Into::into),
+            };
+            prop_assert_eq!(Sealed::decode_row(&sealed.encode_row()), Ok(sealed));
+        }
+
+        #[test]
+        fn any_bytes_are_a_row_or_a_refusal(tail in prop::collection::vec(any::<u8>(), 0..100)) {
+            let _ = Sealed::decode_row(&tail);
+            let _ = Sealed::decode_row(&[&[1, 2, 1][..], &tail].concat());
+        }
+    }
+
+    fn wake(event: &MessageEvent) -> Result<Sealed, Suppressed> {
+        let mut random = [1; 48];
+        random.split_at_mut(24).1.fill(2);
+        seal(
+            event,
+            device(&DeviceToken::new(*b"token")),
+            &SealSettings::default(),
+            random,
+        )
+    }
+
+    fn device(token: &DeviceToken) -> DeviceView<'_> {
+        DeviceView {
+            service: Service::Firebase,
+            token,
+            enc_key: &KEY,
+            want_data: true,
+        }
+    }
+
+    fn event(namespace: i16, life_ms: i64, body_length: Option<usize>) -> MessageEvent {
+        MessageEvent {
+            account: AccountId::new([5; 33]),
+            hash: MessageHash::from_slice(&[b'h'; 43]).unwrap(),
+            namespace: Namespace(namespace),
+            timestamp_ms: 1_000,
+            expiry_ms: life_ms.saturating_add(1_000),
+            body: body_length.map(|length| Body(Bytes::from(vec![b'b'; length]))),
+        }
+    }
+
+    fn open(sealed: &[u8]) -> Vec<u8> {
+        xchacha_open(&KEY, sealed).unwrap()
+    }
+
+    fn contains(text: &[u8], part: &[u8]) -> bool {
+        text.windows(part.len()).any(|window| window == part)
+    }
 }
