@@ -1,1 +1,12 @@
-//! ground
+//! The push relay: what does what the core decided.
+//!
+//! Stages in the order of the data, then the tools and the wiring.
+#![forbid(unsafe_code)]
+
+pub mod command;
+pub mod http;
+pub mod store;
+pub mod watcher;
+pub mod outbox;
+
+pub mod sqlite;

@@ -1,1 +1,9 @@
-//! ground
+//! What a running process needs and a core must not have: settings, telemetry, lifecycle, a bounded HTTP server.
+//!
+//! In: a settings file, signals, a listener. Out: checked settings, log lines, metrics, readiness, a stop that drains.
+//! Never: prints data about a person or a key.
+
+pub mod config;
+pub mod lifecycle;
+pub mod server;
+pub mod telemetry;

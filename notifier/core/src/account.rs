@@ -84,7 +84,9 @@ impl MessageHash {
 
     pub fn from_slice(bytes: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(bytes).ok()?;
-        (Self::MIN..=Self::MAX).contains(&bytes.len()).then(|| Self(Private::new(text.into())))
+        (Self::MIN..=Self::MAX)
+            .contains(&bytes.len())
+            .then(|| Self(Private::new(text.into())))
     }
 
     pub fn expose(&self) -> &str {

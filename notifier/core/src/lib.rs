@@ -3,12 +3,14 @@
 //! The pipeline, in the order of the data. A module imports only modules listed above it.
 #![forbid(unsafe_code)]
 
+pub mod seeded;
 pub mod account;
 pub mod subscription;
 pub mod swarm;
 pub mod omq;
 pub mod watch;
 pub mod event;
+pub mod confirm;
 pub mod fanout;
 pub mod seal;
 pub mod outbox;

@@ -39,12 +39,18 @@ pub struct Entry {
 pub enum Outcome {
     Delivered,
     /// `after`: what the provider asked for (Retry-After), if it did.
-    Retry { after: Option<Duration>, reason: RetryReason },
+    Retry {
+        after: Option<Duration>,
+        reason: RetryReason,
+    },
     /// Too large for the provider: send the "too long" form, once.
     TryFallback,
     /// The token is dead. `provider_time_ms` (Unix ms): since when, where the provider says so.
     /// `certain` = an answer that a wrong credential or topic cannot cause; others delete only while the credential is healthy.
-    Gone { provider_time_ms: Option<i64>, certain: bool },
+    Gone {
+        provider_time_ms: Option<i64>,
+        certain: bool,
+    },
     /// The entry is dropped, the token kept.
     Refused(Refusal),
 }

@@ -45,7 +45,12 @@ pub fn seal(
         token: device.token.clone(),
         body,
         fallback,
-        class: if has_body { occasion.class() } else { Class::TooLong },
+        // A call rings with or without its text.
+        class: if has_body || occasion == Occasion::Call {
+            occasion.class()
+        } else {
+            Class::TooLong
+        },
         priority: occasion.priority(),
         expires_at_ms: event.expiry_ms,
     })

@@ -1,0 +1,198 @@
+//! Plain timing of the two files: `cargo bench -p quietline-notifier --bench storage`, with `-- only-store` or `-- only-outbox`
+//! for one of them.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use futures_util::StreamExt;
+use notifier_core::account::{AccountId, DeviceToken, Namespace, NamespaceSet, Service};
+use notifier_core::outbox::{Entry, EntryId, PushId};
+use notifier_core::seal::{Class, Priority, Sealed};
+use notifier_core::subscription::{DeviceId, Subscription};
+use quietline_notifier::outbox::sqlite::{Commit, open};
+use quietline_notifier::store::sqlite::SqliteStore;
+use quietline_notifier::store::{LookupKey, StoreSettings, SubscriptionStore};
+use quietline_shared::redact::Secret;
+use std::time::{Duration, Instant};
+
+const SUBSCRIPTIONS: u32 = 1_000_000;
+const RENEWALS: u32 = 100_000;
+const WAKEUPS: i64 = 100_000;
+const NOW: i64 = 1_760_000_000;
+
+#[tokio::main]
+async fn main() {
+    let folder = tempfile::tempdir_in(std::env::var_os("CARGO_TARGET_TMPDIR").unwrap_or_else(|| ".".into())).unwrap();
+    let wanted = |part: &str| std::env::args().all(|argument| !argument.starts_with("only-") || argument[5..] == *part);
+    if wanted("store") {
+        store(&folder.path().join("subscriptions.db")).await;
+    }
+    if wanted("outbox") {
+        for group in [1, 16, 256, 1_024] {
+            outbox(&folder.path().join(format!("outbox-{group}.db")), group).await;
+        }
+    }
+}
+
+async fn store(path: &std::path::Path) {
+    let settings = StoreSettings {
+        path: path.into(),
+        lookup_key_file: "unused".into(),
+    };
+    let store = SqliteStore::open(&settings, LookupKey::new(Secret::new([1; 32])))
+        .await
+        .unwrap();
+
+    puts(&store, "new, 2,000 in flight", 2_000, 0..SUBSCRIPTIONS, NOW).await;
+    // A full period of a multiplier that is coprime to the count visits the rows as a shuffle would.
+    let shuffled = |n: u32| (u64::from(n) * 7_368_787 % u64::from(SUBSCRIPTIONS)) as u32;
+    puts(
+        &store,
+        "renewals, 50 in flight",
+        50,
+        (0..RENEWALS).map(shuffled),
+        NOW + 1,
+    )
+    .await;
+    puts(
+        &store,
+        "renewals, 1 in flight",
+        1,
+        (0..RENEWALS / 20).map(shuffled),
+        NOW + 2,
+    )
+    .await;
+
+    for _ in 0..2 {
+        let began = Instant::now();
+        let (mut batches, mut rows) = (store.scan(), 0);
+        while let Some(batch) = batches.recv().await {
+            rows += batch.unwrap().len();
+        }
+        report("scan", rows, began.elapsed());
+    }
+
+    let began = Instant::now();
+    let mut loaded = 0;
+    for first in (0..50_000).step_by(500) {
+        loaded += store
+            .load((first..first + 500).map(|n| device(shuffled(n))).collect())
+            .await
+            .unwrap()
+            .len();
+    }
+    report("load by 500", loaded, began.elapsed());
+
+    let began = Instant::now();
+    store.count().await.unwrap();
+    report("count", 1, began.elapsed());
+    let began = Instant::now();
+    store.remove_expired(NOW).await.unwrap();
+    report("look for expired rows", SUBSCRIPTIONS as usize, began.elapsed());
+    store.close().await;
+}
+
+async fn puts(store: &SqliteStore, what: &str, in_flight: usize, numbers: impl Iterator<Item = u32>, sig_ts: i64) {
+    let began = Instant::now();
+    let timed = numbers.map(async |n| {
+        let began = Instant::now();
+        store.put(subscription(n, sig_ts)).await.unwrap();
+        began.elapsed()
+    });
+    let mut times: Vec<Duration> = futures_util::stream::iter(timed)
+        .buffer_unordered(in_flight)
+        .collect()
+        .await;
+    report(&format!("puts: {what}"), times.len(), began.elapsed());
+    times.sort();
+    let at = |share: usize| times[(times.len() - 1) * share / 1_000];
+    println!(
+        "    p50 {:?}  p99 {:?}  p99.9 {:?}  max {:?}",
+        at(500),
+        at(990),
+        at(999),
+        at(1_000)
+    );
+}
+
+async fn outbox(path: &std::path::Path, group: i64) {
+    let (mut writer, reader) = open(path).await.unwrap();
+    let rounds = (WAKEUPS / group).min(4_000);
+    let began = Instant::now();
+    for round in 0..rounds {
+        let ids = |round: i64| round * group + 1..=(round + 1) * group;
+        let commit = Commit {
+            add: ids(round).map(entry).collect(),
+            marks: ids(round).map(|id| u128::to_le_bytes(id as u128)).collect(),
+            at_ms: round,
+            // What a quick provider answered meanwhile.
+            remove: if round > 1 {
+                ids(round - 2).map(EntryId).collect()
+            } else {
+                Vec::new()
+            },
+            ..Commit::default()
+        };
+        writer.commit(&commit).await.unwrap();
+    }
+    let took = began.elapsed();
+    report(
+        &format!("outbox: wakeups in and out, {group} a commit"),
+        (rounds * group) as usize,
+        took,
+    );
+    println!("    {:?} a commit", took / rounds as u32);
+    reader.close().await;
+    writer.close().await;
+}
+
+fn report(what: &str, count: usize, took: Duration) {
+    println!(
+        "{what}: {count} in {took:.2?} = {:.0}/s",
+        count as f64 / took.as_secs_f64()
+    );
+}
+
+fn device(n: u32) -> DeviceId {
+    let mut account = [5; 33];
+    account[1..5].copy_from_slice(&n.to_be_bytes());
+    // As long as FCM's.
+    let token = format!("{n:0>142}").into_bytes();
+    DeviceId {
+        account: AccountId::new(account),
+        service: Service::Firebase,
+        token: DeviceToken::new(token),
+    }
+}
+
+fn subscription(n: u32, sig_ts: i64) -> Subscription {
+    Subscription {
+        device: device(n),
+        session_ed25519: Some([3; 32]),
+        subaccount: None,
+        namespaces: NamespaceSet::new([-10, 0, 2, 3, 5].map(Namespace)).unwrap(),
+        want_data: true,
+        sig_ts,
+        signature: [9; 64],
+        enc_key: Secret::new([1; 32]),
+    }
+}
+
+/// Two sizes, as the default padding makes them: 552 and 2,856 bytes.
+fn entry(id: i64) -> Entry {
+    let size = if id % 4 == 0 { 2_856 } else { 552 };
+    Entry {
+        id: EntryId(id),
+        push_id: PushId(u128::to_le_bytes(id as u128)),
+        sealed: Sealed {
+            service: Service::Firebase,
+            token: DeviceToken::new(vec![b'x'; 142]),
+            body: vec![id as u8; size].into(),
+            fallback: (size > 552).then(|| vec![id as u8; 552].into()),
+            class: Class::Visible,
+            priority: Priority::High,
+            expires_at_ms: i64::MAX,
+        },
+        deadline_ms: i64::MAX,
+        attempt: 0,
+    }
+}

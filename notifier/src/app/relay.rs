@@ -1,0 +1,374 @@
+//! The relay: one task that owns who is woken, and turns notifications into sealed wakeups.
+//!
+//! In: notifications of the watched nodes, changes of subscriptions. Out: wakeups and marks for the outbox. Never: reads a store,
+//! sends, or keeps the text of a message longer than it takes to seal it.
+//!
+//! The order for one message: bounded parsing, the sender's rate, its swarm, was it seen, does it prove itself, whom does it concern,
+//! seal, outbox. The mark is pending until the outbox has committed it.
+
+use crate::outbox::{Accept, OutboxError};
+use crate::watcher::Incoming;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use notifier_core::account::{AccountId, DeviceToken};
+use notifier_core::confirm::{Confirm, ConfirmSettings, Verdict};
+use notifier_core::event::{self, MessageEvent};
+use notifier_core::fanout::{Dedupe, DedupeSettings, Index, Mark, MarkState, Removed, Upserted};
+use notifier_core::outbox::Target;
+use notifier_core::seal::{DeviceView, SealSettings, Sealed, seal};
+use notifier_core::seeded::{RateLimit, Seed};
+use notifier_core::subscription::{DeviceId, Subscription};
+use notifier_core::swarm::{NodeKey, SwarmRing};
+use quietline_shared::redact::Secret;
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Notifications taken at once. Large enough that one commit carries many, small enough that the first does not wait long.
+const BATCH: usize = 256;
+
+/// Wakeups that may be on their way to the outbox before the relay stops taking more.
+const MOST_UNDER_WAY: usize = 4_096;
+
+/// How often time-driven work is looked at.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Places of the index looked at for expired or dead devices each tick.
+const SWEEP: usize = 4_096;
+
+/// Dead tokens looked for in one round through the index; more wait for the next.
+const MOST_DEAD: usize = 65_536;
+
+pub struct RelaySettings {
+    pub node_rate: NonZeroU32,
+    pub node_burst: NonZeroU32,
+    pub confirm: ConfirmSettings,
+    pub dedupe: DedupeSettings,
+    pub seal: SealSettings,
+}
+
+/// What others may ask of the relay.
+pub enum Command {
+    /// A stored subscription.
+    Put { subscription: Box<Subscription>, done: oneshot::Sender<Upserted> },
+    /// Stored subscriptions at the start.
+    Load { subscriptions: Vec<Subscription>, done: oneshot::Sender<()> },
+    /// A device that is stored no more.
+    Remove { device: DeviceId, done: oneshot::Sender<Removed> },
+    /// The devices of accounts, for their renewal.
+    Devices { accounts: Vec<AccountId>, done: oneshot::Sender<Vec<DeviceId>> },
+}
+
+/// What the relay tells.
+pub enum Told {
+    /// The last device of an account expired.
+    AccountGone(AccountId),
+    /// A device whose token its provider calls dead, since this time (Unix ms) where it said so.
+    Dead { device: DeviceId, provider_time_ms: Option<i64> },
+}
+
+pub struct Relay {
+    settings: RelaySettings,
+    index: Index,
+    dedupe: Dedupe,
+    confirm: Confirm,
+    mark_key: Secret<[u8; 32]>,
+    rate_by_node: HashMap<NodeKey, RateLimit>,
+    ring: watch::Receiver<Arc<SwarmRing>>,
+    random: Random,
+    dead: DeadTokens,
+}
+
+/// The ends that the relay works between.
+pub struct Ends {
+    pub incoming: mpsc::Receiver<Incoming>,
+    pub commands: mpsc::Receiver<Command>,
+    pub dead: mpsc::Receiver<(Target, Option<i64>)>,
+    pub outbox: mpsc::Sender<Accept>,
+    pub told: mpsc::Sender<Told>,
+}
+
+type Committed = (Vec<Mark>, Result<(), OutboxError>);
+
+impl Relay {
+    pub fn new(
+        settings: RelaySettings,
+        mark_key: Secret<[u8; 32]>,
+        seen: Vec<(Mark, i64)>,
+        ring: watch::Receiver<Arc<SwarmRing>>,
+    ) -> Self {
+        let mut random = Random::new();
+        let seed = Seed::new(random.take());
+        let mut dedupe = Dedupe::new(settings.dedupe);
+        let now_ms = unix_ms();
+        for (mark, at_ms) in seen {
+            dedupe.load(mark, at_ms, now_ms);
+        }
+        Self {
+            index: Index::new(seed),
+            dedupe,
+            confirm: Confirm::new(settings.confirm, seed),
+            mark_key,
+            rate_by_node: HashMap::new(),
+            ring,
+            random,
+            dead: DeadTokens::default(),
+            settings,
+        }
+    }
+
+    /// Ends when the notifications' channel is closed and everything taken is committed.
+    pub async fn run(mut self, mut ends: Ends) {
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut commits = FuturesUnordered::new();
+        let mut under_way = 0;
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut incoming_open = true;
+        while incoming_open || !commits.is_empty() {
+            tokio::select! {
+                biased;
+                Some((count, marks, result)) = commits.next() => {
+                    let _: usize = count;
+                    under_way -= count;
+                    self.committed((marks, result));
+                }
+                Some(command) = ends.commands.recv() => self.obey(command),
+                Some((target, since)) = ends.dead.recv(), if self.dead.has_room() => self.dead.add(target, since),
+                taken = ends.incoming.recv_many(&mut batch, BATCH), if incoming_open && under_way < MOST_UNDER_WAY => {
+                    incoming_open = taken > 0;
+                    let (wakeups, marks) = self.turn_into_wakeups(&mut batch);
+                    if wakeups.is_empty() {
+                        continue;
+                    }
+                    let count = wakeups.len();
+                    under_way += count;
+                    let (done, answer) = oneshot::channel();
+                    let names = marks.iter().map(|mark| *mark.expose()).collect();
+                    // A full outbox makes the relay wait, the relay the links, the links the nodes.
+                    let sent = ends.outbox.send(Accept { wakeups, marks: names, done }).await;
+                    commits.push(async move {
+                        let result = match sent {
+                            Ok(()) => answer.await.unwrap_or(Err(OutboxError::Closed)),
+                            Err(_) => Err(OutboxError::Closed),
+                        };
+                        (count, marks, result)
+                    });
+                }
+                _ = tick.tick() => self.sweep(&ends.told),
+            }
+        }
+    }
+
+    fn turn_into_wakeups(&mut self, batch: &mut Vec<Incoming>) -> (Vec<Sealed>, Vec<Mark>) {
+        let ring = self.ring.borrow().clone();
+        let (now, now_ms) = (Instant::now(), unix_ms());
+        let (mut wakeups, mut marks) = (Vec::new(), Vec::new());
+        for incoming in batch.drain(..) {
+            metrics::counter!("event_notifications_total").increment(1);
+            let (rate, burst) = (self.settings.node_rate, self.settings.node_burst);
+            let limit = self.rate_by_node.entry(incoming.node).or_insert_with(|| RateLimit::new(rate, burst, now));
+            if !limit.allow(now) {
+                refuse("node_rate");
+                continue;
+            }
+            let event = match event::parse(incoming.body) {
+                Ok(event) => event,
+                Err(refusal) => {
+                    refuse(refusal.label());
+                    continue;
+                }
+            };
+            let mark = Mark::new(&self.mark_key, &event);
+            if self.dedupe.check(&mark, now_ms) != MarkState::New {
+                metrics::counter!("fanout_copies_total").increment(1);
+                continue;
+            }
+            let foreign = ring.swarm_of(&event.account) != Some(incoming.swarm);
+            match self.confirm.handle(incoming.node, foreign, event, incoming.second_link_up, now) {
+                Verdict::Release(event) => self.wake(&event, mark, now_ms, &mut wakeups, &mut marks),
+                Verdict::Held => metrics::counter!("confirm_held_total").increment(1),
+                Verdict::Refused(refusal) => refuse(refusal.label()),
+            }
+        }
+        (wakeups, marks)
+    }
+
+    fn wake(&mut self, event: &MessageEvent, mark: Mark, now_ms: i64, wakeups: &mut Vec<Sealed>, marks: &mut Vec<Mark>) {
+        if !self.dedupe.begin(mark, now_ms) {
+            return;
+        }
+        let before = wakeups.len();
+        for device in self.index.fan_out(event) {
+            let token = DeviceToken::new(device.token);
+            let view = DeviceView { service: device.service, token: &token, enc_key: device.enc_key, want_data: device.want_data };
+            match seal(event, view, &self.settings.seal, self.random.take()) {
+                Ok(sealed) => wakeups.push(sealed),
+                Err(suppressed) => metrics::counter!("seal_suppressed_total", "reason" => suppressed.label()).increment(1),
+            }
+        }
+        if wakeups.len() == before {
+            // Nobody is to be woken, so nothing can be lost: seen at once, and not worth a row.
+            metrics::counter!("fanout_unwanted_total").increment(1);
+            self.dedupe.commit(&mark, now_ms);
+        } else {
+            metrics::counter!("fanout_messages_total").increment(1);
+            marks.push(mark);
+        }
+    }
+
+    fn committed(&mut self, (marks, result): Committed) {
+        let now_ms = unix_ms();
+        for mark in &marks {
+            match result {
+                Ok(()) => self.dedupe.commit(mark, now_ms),
+                // The next node's copy, or a repetition of this one, is new again.
+                Err(_) => self.dedupe.abort(mark),
+            }
+        }
+        if result.is_err() {
+            metrics::counter!("fanout_uncommitted_total").increment(marks.len() as u64);
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        // Who asked may be gone; then nobody needs the answer.
+        match command {
+            Command::Put { subscription, done } => drop(done.send(self.index.upsert(&subscription))),
+            Command::Load { subscriptions, done } => {
+                for subscription in &subscriptions {
+                    self.index.upsert(subscription);
+                }
+                drop(done.send(()));
+            }
+            Command::Remove { device, done } => drop(done.send(self.index.remove(&device))),
+            Command::Devices { accounts, done } => {
+                let devices = accounts.iter().flat_map(|account| self.index.devices(account)).collect();
+                drop(done.send(devices));
+            }
+        }
+    }
+
+    /// Time-driven work, a bounded piece of it.
+    fn sweep(&mut self, told: &mpsc::Sender<Told>) {
+        let now_ms = unix_ms();
+        self.confirm.handle_timeout(Instant::now());
+        self.dedupe.expire(now_ms, SWEEP);
+        if self.rate_by_node.len() > self.ring.borrow().nodes().len().saturating_mul(2) {
+            self.rate_by_node.clear();
+        }
+        // What the channel has no room for is found again in the next round.
+        let room = told.capacity();
+        if room >= SWEEP {
+            for (account, removed) in self.index.expire(now_ms / 1000, SWEEP) {
+                if removed == Removed::LastDevice {
+                    drop(told.try_send(Told::AccountGone(account)));
+                }
+            }
+            for (device, provider_time_ms) in self.dead.find(&self.index, SWEEP) {
+                drop(told.try_send(Told::Dead { device, provider_time_ms }));
+            }
+        }
+        metrics::gauge!("fanout_accounts").set(self.index.account_count() as f64);
+        metrics::gauge!("fanout_devices").set(self.index.len() as f64);
+        metrics::gauge!("fanout_marks").set(self.dedupe.len() as f64);
+        metrics::gauge!("confirm_waiting").set(self.confirm.waiting() as f64);
+        let confirm = self.confirm.counters();
+        for (outcome, count) in [
+            ("verified", confirm.verified),
+            ("trusted", confirm.trusted),
+            ("confirmed", confirm.confirmed),
+            ("contested", confirm.contested),
+            ("unconfirmed", confirm.unconfirmed),
+            ("expired", confirm.expired),
+        ] {
+            metrics::counter!("confirm_messages_total", "outcome" => outcome).absolute(count);
+        }
+        metrics::counter!("confirm_failed_hashes_total").absolute(confirm.failed_hashes);
+        metrics::counter!("fanout_evicted_marks_total").absolute(self.dedupe.counters().evicted);
+    }
+}
+
+fn refuse(reason: &'static str) {
+    metrics::counter!("event_refused_total", "reason" => reason).increment(1);
+}
+
+/// Tokens that a provider called dead. An outbox entry does not know whose it was, so the index is searched, a piece at a time:
+/// one round finds every account that the token belongs to.
+#[derive(Default)]
+struct DeadTokens {
+    searched: HashMap<Target, Option<i64>>,
+    waiting: HashMap<Target, Option<i64>>,
+    /// Where the round goes on; `None` = no round.
+    cursor: Option<usize>,
+}
+
+impl DeadTokens {
+    fn has_room(&self) -> bool {
+        self.waiting.len() < MOST_DEAD
+    }
+
+    fn add(&mut self, target: Target, since: Option<i64>) {
+        self.waiting.insert(target, since);
+    }
+
+    fn find(&mut self, index: &Index, places: usize) -> Vec<(DeviceId, Option<i64>)> {
+        if self.cursor.is_none() {
+            if self.waiting.is_empty() {
+                return Vec::new();
+            }
+            self.searched = std::mem::take(&mut self.waiting);
+            self.cursor = Some(0);
+        }
+        let from = self.cursor.unwrap_or_default();
+        let (found, next) = index.devices_from(from, places, |service, token| {
+            self.searched.contains_key(&Target { service, token: DeviceToken::new(token) })
+        });
+        self.cursor = next;
+        let found = found
+            .into_iter()
+            .map(|device| {
+                let target = Target { service: device.service, token: device.token.clone() };
+                let since = self.searched.get(&target).copied().flatten();
+                (device, since)
+            })
+            .collect();
+        if next.is_none() {
+            self.searched = HashMap::new();
+        }
+        found
+    }
+}
+
+/// Nonces from the system, fetched a page at a time.
+struct Random {
+    page: Box<[u8; 4080]>,
+    used: usize,
+}
+
+impl Random {
+    fn new() -> Self {
+        Self { page: Box::new([0; 4080]), used: 4080 }
+    }
+
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        if self.used + N > self.page.len() {
+            // Without randomness nothing can be sealed, and going on would be worse than ending.
+            getrandom::fill(self.page.as_mut_slice()).expect("the system gives randomness");
+            self.used = 0;
+        }
+        let mut taken = [0; N];
+        let piece = self.page.get_mut(self.used..self.used + N).expect("checked above");
+        taken.copy_from_slice(piece);
+        piece.fill(0);
+        self.used += N;
+        taken
+    }
+}
+
+fn unix_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}

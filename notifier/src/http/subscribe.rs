@@ -1,0 +1,240 @@
+//! One subscribe or unsubscribe request: text in, code and text out, the same for direct and onion requests.
+//!
+//! In: the text, the time, where subscriptions are kept. Out: an [`Answer`] of the form of the request: one object for one item
+//! or for a fault of the whole, an array for an array, in its order. Never: knows how the request came, or asks a provider.
+
+use super::{Clock, Stored, Subscriptions};
+use axum::http::StatusCode;
+use futures_util::future::join_all;
+use notifier_core::account::Service;
+use notifier_core::subscription::{self, Body, ErrorKind, ItemError, Subscription, Unsubscription};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Subscribe,
+    Unsubscribe,
+}
+
+impl Operation {
+    pub const ALL: [Self; 2] = [Self::Subscribe, Self::Unsubscribe];
+
+    pub const fn path(self) -> &'static str {
+        match self {
+            Self::Subscribe => "/subscribe",
+            Self::Unsubscribe => "/unsubscribe",
+        }
+    }
+
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Subscribe => "subscribe",
+            Self::Unsubscribe => "unsubscribe",
+        }
+    }
+}
+
+/// What a client is told. Inside an onion reply `code` is the inner code, on a direct request the HTTP status.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub code: StatusCode,
+    pub json: String,
+}
+
+/// Faults of a whole request, answered with one object even where an array was meant (push.md §3 Q14, Q20).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WholeFault {
+    TooLarge,
+    NoBody,
+}
+
+impl WholeFault {
+    const fn message(self) -> &'static str {
+        match self {
+            Self::TooLarge => "Invalid request: request too large",
+            Self::NoBody => "Invalid request: request body missing",
+        }
+    }
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::TooLarge => "too_large",
+            Self::NoBody => "no_body",
+        }
+    }
+}
+
+pub fn refuse(operation: Operation, fault: WholeFault) -> Answer {
+    count(operation, fault.label());
+    Answer {
+        code: StatusCode::OK,
+        json: json!({"error": BAD_INPUT, "message": fault.message()}).to_string(),
+    }
+}
+
+/// Where items go, and what they are judged by.
+pub struct Desk<S> {
+    pub subscriptions: S,
+    pub services: Vec<Service>,
+    pub clock: Clock,
+}
+
+impl<S: Subscriptions> Desk<S> {
+    /// Answers by `deadline`. What was on its way to the store by then may or may not be stored: a repetition mends it.
+    pub async fn answer(&self, operation: Operation, text: &[u8], deadline: Instant) -> Answer {
+        let work = async {
+            match subscription::parse_body(text) {
+                Body::Bad(error) => Reply::Whole(Err(error)),
+                Body::One(item) => {
+                    let checked = self.check(operation, &item);
+                    drop(item);
+                    Reply::Whole(self.apply(checked).await)
+                }
+                Body::Many(items) => {
+                    let mut checked = Vec::with_capacity(items.len());
+                    for item in items {
+                        checked.push(self.check(operation, &item));
+                        drop(item);
+                        // A signature takes 100 µs: other requests get their turn in between.
+                        tokio::task::yield_now().await;
+                    }
+                    // All at once, so that they go into one commit.
+                    Reply::Each(join_all(checked.into_iter().map(|wish| self.apply(wish))).await)
+                }
+            }
+        };
+        let reply = tokio::time::timeout_at(deadline, work).await;
+        reply
+            .unwrap_or(Reply::Whole(Err(ItemError::TimedOut)))
+            .answer(operation)
+    }
+
+    fn check(&self, operation: Operation, item: &Value) -> Result<Wish, ItemError> {
+        let now = (self.clock)();
+        let on_offer = |name: &str| Service::from_name(name).filter(|service| self.services.contains(service));
+        match operation {
+            Operation::Subscribe => {
+                subscription::subscribe(item, now, &on_offer).map(|new| Wish::Subscribe(Box::new(new)))
+            }
+            Operation::Unsubscribe => subscription::unsubscribe(item, now, &on_offer).map(Wish::Unsubscribe),
+        }
+    }
+
+    async fn apply(&self, wish: Result<Wish, ItemError>) -> Result<Done, ItemError> {
+        let done = match wish? {
+            Wish::Subscribe(new) => self.subscriptions.subscribe(*new).await.map(|stored| match stored {
+                Stored::Added => Done::Added,
+                Stored::Updated => Done::Updated,
+            }),
+            Wish::Unsubscribe(old) => self
+                .subscriptions
+                .unsubscribe(old)
+                .await
+                .map(|was_there| match was_there {
+                    true => Done::Removed,
+                    false => Done::Absent,
+                }),
+        };
+        done.map_err(|_| ItemError::Unavailable)
+    }
+}
+
+enum Wish {
+    Subscribe(Box<Subscription>),
+    Unsubscribe(Unsubscription),
+}
+
+#[derive(Clone, Copy)]
+enum Done {
+    Added,
+    Updated,
+    Removed,
+    Absent,
+}
+
+impl Done {
+    /// The texts are upstream's (push.md §3 Q12).
+    fn json(self) -> Value {
+        match self {
+            Self::Added => json!({"success": true, "added": true, "message": "Subscription successful"}),
+            Self::Updated => json!({"success": true, "updated": true, "message": "Resubscription successful"}),
+            Self::Removed => {
+                json!({"success": true, "removed": true, "message": "Device unsubscribed from push notifications"})
+            }
+            Self::Absent => {
+                json!({"success": true, "removed": false, "message": "Device was not subscribed to push notifications"})
+            }
+        }
+    }
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Added => "added",
+            Self::Updated => "updated",
+            Self::Removed => "removed",
+            Self::Absent => "absent",
+        }
+    }
+}
+
+enum Reply {
+    Whole(Result<Done, ItemError>),
+    Each(Vec<Result<Done, ItemError>>),
+}
+
+impl Reply {
+    fn answer(self, operation: Operation) -> Answer {
+        let each = match &self {
+            Self::Whole(item) => std::slice::from_ref(item),
+            Self::Each(items) => items,
+        };
+        for item in each {
+            count(
+                operation,
+                item.as_ref().map_or_else(ItemError::label, |done| done.label()),
+            );
+        }
+        let code = code_for(each);
+        let json = match self {
+            Self::Whole(item) => item_json(&item),
+            Self::Each(items) => items.iter().map(item_json).collect(),
+        };
+        Answer {
+            code,
+            json: json.to_string(),
+        }
+    }
+}
+
+fn item_json(item: &Result<Done, ItemError>) -> Value {
+    match item {
+        Ok(done) => done.json(),
+        Err(error) => json!({"error": error.code(), "message": error.message()}),
+    }
+}
+
+/// Android takes any answer with code 200 for success and asks again only after a week (push.md §0.8). So what a retry can mend
+/// is 503, which both clients repeat soon, and a clock that is off is 425, which makes both set it and repeat. Repeating a batch
+/// does no harm. Never 403: Android gives up for good.
+fn code_for(items: &[Result<Done, ItemError>]) -> StatusCode {
+    let any = |kind: ErrorKind| {
+        items
+            .iter()
+            .any(|item| item.as_ref().is_err_and(|error| error.kind() == kind))
+    };
+    if any(ErrorKind::Retryable) {
+        StatusCode::SERVICE_UNAVAILABLE
+    } else if any(ErrorKind::Clock) {
+        StatusCode::TOO_EARLY
+    } else {
+        StatusCode::OK
+    }
+}
+
+fn count(operation: Operation, outcome: &'static str) {
+    metrics::counter!("http_items_total", "operation" => operation.label(), "outcome" => outcome).increment(1);
+}
+
+/// Upstream's BAD_INPUT (push.md §3 Q12).
+const BAD_INPUT: u8 = 1;

@@ -1,0 +1,258 @@
+//! Groups what waits into commits: one is on its way to the disk while the next one forms.
+//!
+//! In: wakeups with the marks of their messages, removals, changes. Out: what became durable, and an answer to everybody who
+//! waits for it. Never: looks into a wakeup, or keeps one that was refused.
+
+use super::OutboxError;
+use super::sqlite::{Change, Commit, Mark, OutboxWriter};
+use crate::sqlite::SqliteFault;
+use futures_util::future::BoxFuture;
+use notifier_core::outbox::{Entry, EntryId};
+use std::collections::HashMap;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+/// Who waits to hear that a wakeup is durable.
+pub type Done = oneshot::Sender<Result<(), OutboxError>>;
+
+pub struct Journal {
+    /// Where the writing half is. It is `Busy` for as long as a commit takes.
+    state: State,
+    forming: Group,
+    /// Since when removals or changes wait.
+    waiting_since: Option<Instant>,
+    /// Not before this time after a failure.
+    retry_at: Option<Instant>,
+    failures: u32,
+}
+
+enum State {
+    Idle(OutboxWriter),
+    Busy(BoxFuture<'static, Flown>),
+    /// Only while the state changes.
+    Between,
+}
+
+/// A commit that ended, and the writer with it.
+struct Flown {
+    writer: OutboxWriter,
+    group: Group,
+    /// `None` = nothing was to be committed, the WAL was emptied.
+    outcome: Option<Result<(), SqliteFault>>,
+    took: Duration,
+}
+
+#[derive(Default)]
+struct Group {
+    add: Vec<Entry>,
+    marks: Vec<Mark>,
+    answers: Vec<Done>,
+    remove: Vec<EntryId>,
+    change: HashMap<EntryId, Change>,
+    forget_marks_before_ms: Option<i64>,
+}
+
+impl Journal {
+    pub fn new(writer: OutboxWriter) -> Self {
+        Self {
+            state: State::Idle(writer),
+            forming: Group::default(),
+            waiting_since: None,
+            retry_at: None,
+            failures: 0,
+        }
+    }
+
+    /// How many more wakeups the next commit may take.
+    pub fn room(&self) -> usize {
+        GROUP_ENTRIES.saturating_sub(self.forming.add.len())
+    }
+
+    /// Both or neither become durable, then `done` hears it.
+    pub fn add(&mut self, entries: impl IntoIterator<Item = Entry>, marks: Vec<Mark>, done: Done) {
+        self.forming.add.extend(entries);
+        self.forming.marks.extend(marks);
+        self.forming.answers.push(done);
+    }
+
+    pub fn remove(&mut self, id: EntryId, now: Instant) {
+        // What is removed needs no change any more.
+        self.forming.change.remove(&id);
+        self.forming.remove.push(id);
+        self.waiting_since.get_or_insert(now);
+    }
+
+    pub fn change(&mut self, change: Change, now: Instant) {
+        self.forming.change.insert(change.id, change);
+        self.waiting_since.get_or_insert(now);
+    }
+
+    pub fn forget_marks_before(&mut self, at_ms: i64, now: Instant) {
+        self.forming.forget_marks_before_ms = Some(at_ms);
+        self.waiting_since.get_or_insert(now);
+    }
+
+    /// When [`Self::start`] has something to do that nothing else announces; `None` while a commit is on its way.
+    pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let State::Idle(writer) = &self.state else { return None };
+        let commit = match self.forming.answers.is_empty() {
+            true => self.waiting_since.map(|since| since + GATHER),
+            false => Some(now),
+        };
+        let commit = match (commit, self.retry_at) {
+            (Some(commit), Some(retry)) => Some(commit.max(retry)),
+            (commit, _) => commit,
+        };
+        [commit, writer.truncate_at()].into_iter().flatten().min()
+    }
+
+    /// Starts a commit if one is due: at once for wakeups, after [`GATHER`] for removals and changes alone.
+    pub fn start(&mut self, now: Instant, now_ms: i64) {
+        if self.poll_timeout(now).is_none_or(|due| due > now) {
+            return;
+        }
+        let State::Idle(writer) = std::mem::replace(&mut self.state, State::Between) else { return };
+        if writer.truncate_at().is_some_and(|due| due <= now) {
+            self.state = State::Busy(Box::pin(truncate(writer)));
+            return;
+        }
+        let group = self.take_group();
+        metrics::histogram!("outbox_group_entries").record(group.add.len() as f64);
+        self.state = State::Busy(Box::pin(commit(writer, group, now_ms)));
+    }
+
+    /// Waits for the commit that is on its way, forever if there is none. May be dropped and called again.
+    ///
+    /// Gives the wakeups that are durable now; who waited for them has been told.
+    pub async fn finished(&mut self) -> Vec<Entry> {
+        let State::Busy(flight) = &mut self.state else { return std::future::pending().await };
+        let Flown { writer, group, outcome, took } = flight.await;
+        self.state = State::Idle(writer);
+        let Some(outcome) = outcome else { return Vec::new() };
+        metrics::histogram!("outbox_commit_seconds").record(took);
+        match outcome {
+            Ok(()) => {
+                self.failures = 0;
+                self.retry_at = None;
+                for done in group.answers {
+                    let _ = done.send(Ok(()));
+                }
+                group.add
+            }
+            Err(fault) => {
+                self.take_back(group, fault);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Commits what waits, a few times if need be, and closes the file.
+    pub async fn close(mut self, now_ms: i64) {
+        for _ in 0..CLOSING_ATTEMPTS {
+            self.finished_if_busy().await;
+            self.retry_at = None;
+            if self.forming.is_empty() {
+                break;
+            }
+            if let State::Idle(writer) = std::mem::replace(&mut self.state, State::Between) {
+                let group = self.take_group();
+                self.state = State::Busy(Box::pin(commit(writer, group, now_ms)));
+            }
+        }
+        self.finished_if_busy().await;
+        for done in self.forming.answers.drain(..) {
+            let _ = done.send(Err(OutboxError::Closed));
+        }
+        if let State::Idle(writer) = self.state {
+            writer.close().await;
+        }
+    }
+
+    async fn finished_if_busy(&mut self) {
+        if matches!(self.state, State::Busy(_)) {
+            self.finished().await;
+        }
+    }
+
+    /// After a failure what frees space goes first: on a full disk it may be the only thing that works.
+    fn take_group(&mut self) -> Group {
+        self.waiting_since = None;
+        let mut group = std::mem::take(&mut self.forming);
+        if self.failures > 0 && !group.remove.is_empty() {
+            self.forming.add = std::mem::take(&mut group.add);
+            self.forming.marks = std::mem::take(&mut group.marks);
+            self.forming.answers = std::mem::take(&mut group.answers);
+        }
+        group
+    }
+
+    /// Refuses the wakeups of a failed commit, and those that wait behind it; keeps the rest for the next.
+    fn take_back(&mut self, group: Group, fault: SqliteFault) {
+        metrics::counter!("outbox_faults_total", "reason" => fault.label()).increment(1);
+        let forming = &mut self.forming;
+        for done in group.answers.into_iter().chain(forming.answers.drain(..)) {
+            let _ = done.send(Err(fault.into()));
+        }
+        forming.add.clear();
+        forming.marks.clear();
+        forming.remove.extend(group.remove);
+        for (id, change) in group.change {
+            forming.change.entry(id).or_insert(change);
+        }
+        for id in &forming.remove {
+            forming.change.remove(id);
+        }
+        forming.forget_marks_before_ms = forming.forget_marks_before_ms.or(group.forget_marks_before_ms);
+        let now = Instant::now();
+        if !forming.remove.is_empty() || !forming.change.is_empty() || forming.forget_marks_before_ms.is_some() {
+            self.waiting_since.get_or_insert(now);
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.retry_at = Some(now + RETRY.saturating_mul(self.failures.min(10)));
+    }
+}
+
+impl Group {
+    fn is_empty(&self) -> bool {
+        self.answers.is_empty()
+            && self.remove.is_empty()
+            && self.change.is_empty()
+            && self.forget_marks_before_ms.is_none()
+    }
+}
+
+async fn commit(mut writer: OutboxWriter, mut group: Group, now_ms: i64) -> Flown {
+    let began = Instant::now();
+    let commit = Commit {
+        add: std::mem::take(&mut group.add),
+        marks: std::mem::take(&mut group.marks),
+        at_ms: now_ms,
+        remove: std::mem::take(&mut group.remove),
+        change: group.change.values().copied().collect(),
+        forget_marks_before_ms: group.forget_marks_before_ms,
+    };
+    let outcome = writer.commit(&commit).await;
+    let group = Group { add: commit.add, remove: commit.remove, ..group };
+    Flown { writer, group, outcome: Some(outcome), took: began.elapsed() }
+}
+
+async fn truncate(mut writer: OutboxWriter) -> Flown {
+    let began = Instant::now();
+    writer.truncate().await;
+    Flown { writer, group: Group::default(), outcome: None, took: began.elapsed() }
+}
+
+/// Wakeups in one commit: with all of them at their longest a commit is about 4 MiB.
+const GROUP_ENTRIES: usize = 1_024;
+
+/// Removals and changes wait this long for company.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// Pause after a failed commit, times the failures in a row, ten at most.
+const RETRY: Duration = Duration::from_millis(100);
+
+const CLOSING_ATTEMPTS: u32 = 3;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,167 @@
+//! The settings file: one section a stage, all faults at once.
+//!
+//! In: a path. Out: [`Settings`] with every key read, or every fault. Never: prints what a secret file holds.
+
+use crate::dispatch::DispatchSettings;
+use crate::outbox::OutboxSettings;
+use crate::store::StoreSettings;
+use crate::watcher::WatcherSettings;
+use crate::{http, store};
+use notifier_core::confirm::ConfirmSettings;
+use notifier_core::fanout::DedupeSettings;
+use notifier_core::seal::{Padding, SealSettings};
+use quietline_shared::redact::Secret;
+use quietline_shared::service::config::{Faults, SettingsFile, Warnings};
+use quietline_shared::service::lifecycle;
+use quietline_shared::service::telemetry::{LogSettings, OpsSettings};
+use serde::Deserialize;
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::time::Duration;
+
+/// Everything `run` needs, checked.
+pub struct Settings {
+    pub http: http::Settings,
+    pub onion_key: Secret<[u8; 32]>,
+    pub store: StoreSettings,
+    pub lookup_key: store::LookupKey,
+    pub watcher: WatcherSettings,
+    pub link_key: Secret<[u8; 32]>,
+    pub event: EventSettings,
+    pub fanout: DedupeSettings,
+    pub seal: SealSettings,
+    pub outbox: OutboxSettings,
+    pub dispatch: DispatchSettings,
+    pub ops: OpsSettings,
+    pub log: LogSettings,
+    pub lifecycle: lifecycle::Settings,
+}
+
+/// `[event]`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EventSettings {
+    /// Notifications a second that one node may send. Default 20,000.
+    pub node_rate: NonZeroU32,
+    /// And at once. Default 60,000.
+    pub node_burst: NonZeroU32,
+    /// How long a message that does not prove itself waits for a second node. Default 10 s.
+    #[serde(with = "humantime_serde")]
+    pub hold_for: Duration,
+    /// How many may wait. Default 10,000.
+    pub hold_max: usize,
+}
+
+impl Default for EventSettings {
+    fn default() -> Self {
+        let confirm = ConfirmSettings::default();
+        Self {
+            node_rate: NonZeroU32::new(20_000).expect("not zero"),
+            node_burst: NonZeroU32::new(60_000).expect("not zero"),
+            hold_for: confirm.hold_for,
+            hold_max: confirm.hold_max,
+        }
+    }
+}
+
+impl EventSettings {
+    pub fn confirm(&self) -> ConfirmSettings {
+        ConfirmSettings { hold_for: self.hold_for, hold_max: self.hold_max, ..ConfirmSettings::default() }
+    }
+}
+
+/// `[fanout]`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FanoutSettings {
+    #[serde(with = "humantime_serde")]
+    dedupe_window: Duration,
+    dedupe_max: usize,
+}
+
+impl Default for FanoutSettings {
+    fn default() -> Self {
+        let dedupe = DedupeSettings::default();
+        Self { dedupe_window: dedupe.window, dedupe_max: dedupe.max }
+    }
+}
+
+/// `[seal]`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct SealSection {
+    padding: PaddingName,
+    skip_typing: bool,
+    skip_too_long_config: bool,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum PaddingName {
+    TwoClasses,
+    Upstream,
+}
+
+impl Default for SealSection {
+    fn default() -> Self {
+        Self { padding: PaddingName::TwoClasses, skip_typing: true, skip_too_long_config: true }
+    }
+}
+
+/// Reads the file and every key and certificate it names.
+pub fn read(path: &Path) -> Result<(Settings, Warnings), Faults> {
+    let mut file = SettingsFile::read(path)?;
+    let http = file.section::<http::Settings>("http");
+    let onion_key = http.as_ref().and_then(|http| file.key_32("http.onion_key_file", &http.onion_key_file));
+    let store = file.section::<StoreSettings>("store");
+    let lookup_key = store.as_ref().and_then(|store| file.key_32("store.lookup_key_file", &store.lookup_key_file));
+    let watcher = file.section::<WatcherSettings>("watcher");
+    let link_key = watcher.as_ref().and_then(|watcher| file.key_32("watcher.key_file", &watcher.key_file));
+    let event = file.section::<EventSettings>("event");
+    let fanout = file.section::<FanoutSettings>("fanout");
+    let seal = file.section::<SealSection>("seal");
+    let outbox = file.section::<OutboxSettings>("outbox");
+    let dispatch = file.section::<DispatchSettings>("dispatch");
+    let ops = file.section::<OpsSettings>("ops");
+    let log = file.section::<LogSettings>("log");
+    let lifecycle = file.section::<lifecycle::Settings>("lifecycle");
+    if let Some(watcher) = &watcher {
+        for (place, problem, expected) in watcher.faults() {
+            file.fault(place, problem, expected);
+        }
+    }
+    if let Some(dispatch) = &dispatch {
+        for (place, problem, expected) in dispatch.faults() {
+            file.fault(&place, problem, expected);
+        }
+    }
+    let warnings = file.finish()?;
+    // `finish` reports a fault for each section and key that is missing, so from here on all are there.
+    let all = (|| {
+        let (fanout, seal) = (fanout?, seal?);
+        Some(Settings {
+            http: http?,
+            onion_key: onion_key?,
+            store: store?,
+            lookup_key: store::LookupKey::new(lookup_key?),
+            watcher: watcher?,
+            link_key: link_key?,
+            event: event?,
+            fanout: DedupeSettings { window: fanout.dedupe_window, max: fanout.dedupe_max },
+            seal: SealSettings {
+                padding: match seal.padding {
+                    PaddingName::TwoClasses => Padding::TwoClasses,
+                    PaddingName::Upstream => Padding::Upstream,
+                },
+                skip_typing: seal.skip_typing,
+                skip_too_long_config: seal.skip_too_long_config,
+            },
+            outbox: outbox?,
+            dispatch: dispatch?,
+            ops: ops?,
+            log: log?,
+            lifecycle: lifecycle?,
+        })
+    })();
+    Ok((all.expect("a section that is missing is a fault"), warnings))
+}

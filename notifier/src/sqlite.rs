@@ -1,0 +1,329 @@
+//! One SQLite file, the way both stages that keep one need it. A tool, not a stage.
+//!
+//! In: a path. Out: one writing connection, a few reading ones, faults with a name. Never: knows what the rows mean.
+//!
+//! Durable when a commit returns (WAL, synchronous=FULL), nothing left of what was deleted (secure_delete, a WAL that is
+//! emptied at least every [`TRUNCATE_EVERY`]), one process at a time, readable by its owner only.
+
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection, SqliteConnection};
+use std::fmt::Write;
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A file that this process alone uses, for as long as this value lives.
+#[derive(Debug)]
+pub struct SqliteFile {
+    options: SqliteConnectOptions,
+    _lock: File,
+}
+
+impl SqliteFile {
+    /// Makes the file if it is missing, and claims it. A checkpoint runs each `wal_pages` of WAL and makes that one commit
+    /// slow: few pages for short waits, many where the same pages are written again and again.
+    ///
+    /// The lock is a file of its own: SQLite's locks would be lost if this process closed another handle of the database.
+    pub fn claim(path: &Path, wal_pages: u32) -> Result<Self, SqliteFault> {
+        if let Some(folder) = path.parent() {
+            DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        }
+        let mut owner_only = OpenOptions::new();
+        owner_only
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600);
+        let lock = owner_only.open(with_suffix(path, ".lock"))?;
+        lock.try_lock().map_err(|refused| match refused {
+            TryLockError::WouldBlock => SqliteFault::InUse,
+            TryLockError::Error(error) => error.into(),
+        })?;
+        // SQLite gives its "-wal" and "-shm" files the mode of this one.
+        owner_only.open(path)?;
+
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .page_size(PAGE_BYTES)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .pragma("secure_delete", "ON")
+            .pragma("temp_store", "MEMORY")
+            .pragma("cache_size", "-16384")
+            .pragma("wal_autocheckpoint", wal_pages.to_string())
+            .pragma(
+                "journal_size_limit",
+                (u64::from(wal_pages) * u64::from(PAGE_BYTES)).to_string(),
+            )
+            .row_buffer_size(1_024)
+            .disable_statement_logging();
+        Ok(Self { options, _lock: lock })
+    }
+
+    /// The only connection that writes, with the schema brought up to date.
+    pub async fn writer(&self, migrator: &Migrator) -> Result<Writer, SqliteFault> {
+        // Nobody else writes. Only a reader can be in the way, and only of a checkpoint, which may fail.
+        let options = self.options.clone().busy_timeout(Duration::from_millis(50));
+        let mut connection = options.connect().await?;
+        migrator.run(&mut connection).await?;
+        Ok(Writer {
+            connection,
+            written_since: None,
+        })
+    }
+
+    /// Connections that only read; a writer never blocks them.
+    pub fn readers(&self, connections: u32) -> SqlitePool {
+        SqlitePoolOptions::new()
+            .max_connections(connections)
+            .test_before_acquire(false)
+            .connect_lazy_with(self.options.clone().pragma("query_only", "ON"))
+    }
+}
+
+/// The writing connection and how long its WAL may already hold deleted content.
+#[derive(Debug)]
+pub struct Writer {
+    pub connection: SqliteConnection,
+    written_since: Option<Instant>,
+}
+
+impl Writer {
+    /// Says that something was written, so that a truncation becomes due.
+    pub fn note_write(&mut self) {
+        self.written_since.get_or_insert_with(Instant::now);
+    }
+
+    /// When [`Self::truncate`] should be called.
+    pub fn truncate_at(&self) -> Option<Instant> {
+        self.written_since.map(|since| since + TRUNCATE_EVERY)
+    }
+
+    /// Moves the WAL into the file and empties it. Harmless to fail: it is due again later.
+    pub async fn truncate(&mut self) {
+        self.written_since = match self.run("PRAGMA wal_checkpoint(TRUNCATE)").await {
+            Ok(()) => None,
+            Err(_) => Some(Instant::now()),
+        };
+    }
+
+    /// Leaves no transaction open after a failed script.
+    pub async fn roll_back(&mut self) {
+        // It fails if SQLite has rolled back by itself, which is as good.
+        let _ = self.run("ROLLBACK").await;
+    }
+
+    pub async fn close(mut self) {
+        self.truncate().await;
+        let _ = self.connection.close().await;
+    }
+
+    async fn run(&mut self, sql: &'static str) -> Result<(), SqliteFault> {
+        sqlx::query(sql).execute(&mut self.connection).await?;
+        Ok(())
+    }
+}
+
+/// Many rows as two arguments of one fixed statement: a JSON table for `json_each`, and one blob for `substr`. A statement
+/// whose text depends on the number of rows would be compiled anew for most groups.
+///
+/// Each argument must stand once in the statement, as a plain `?`: sqlx counts the arguments of a script that way.
+#[derive(Debug, Default)]
+pub struct Packed {
+    table: String,
+    blob: Vec<u8>,
+}
+
+impl Packed {
+    /// Adds a line `[number, …, "hex of name", place of content in the blob, its length]`; places count from 1.
+    pub fn push(&mut self, numbers: &[i64], name: &[u8], content: &[u8]) {
+        self.table.push_str(if self.table.is_empty() { "[[" } else { ",[" });
+        for number in numbers {
+            push_number(&mut self.table, *number);
+            self.table.push(',');
+        }
+        push_hex(&mut self.table, name);
+        self.table.push(',');
+        // A blob stays below SQLite's limit of 2^30 bytes: groups are bounded.
+        push_number(&mut self.table, self.blob.len() as i64 + 1);
+        self.table.push(',');
+        push_number(&mut self.table, content.len() as i64);
+        self.table.push(']');
+        self.blob.extend_from_slice(content);
+    }
+
+    /// (the table, the blob).
+    pub fn finish(mut self) -> (String, Vec<u8>) {
+        self.table.push_str(if self.table.is_empty() { "[]" } else { "]" });
+        (self.table, self.blob)
+    }
+}
+
+/// `[1,2,3]` for `json_each`.
+pub fn json_numbers(numbers: impl Iterator<Item = i64>) -> String {
+    json_list(numbers, push_number)
+}
+
+/// `["00ff","0100"]` for `unhex(value)` over `json_each`.
+pub fn json_hex<'a>(names: impl Iterator<Item = &'a [u8]>) -> String {
+    json_list(names, push_hex)
+}
+
+/// `[item,item]`, each as `push` writes it.
+pub fn json_list<T>(items: impl Iterator<Item = T>, push: impl Fn(&mut String, T)) -> String {
+    let mut json = String::from("[");
+    for item in items {
+        if json.len() > 1 {
+            json.push(',');
+        }
+        push(&mut json, item);
+    }
+    json.push(']');
+    json
+}
+
+fn push_number(json: &mut String, number: i64) {
+    // Writing to a String cannot fail.
+    let _ = write!(json, "{number}");
+}
+
+fn push_hex(json: &mut String, name: &[u8]) {
+    json.push('"');
+    json.push_str(&hex::encode(name));
+    json.push('"');
+}
+
+/// Why the file did not do what it should. Carries nothing of what is in it. The names are metric labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SqliteFault {
+    #[error("another notifier uses this file")]
+    InUse,
+    #[error("the disk is full")]
+    DiskFull,
+    #[error("the file cannot be read or written")]
+    Io,
+    #[error("the file is busy")]
+    Busy,
+    #[error("the file is damaged or no database")]
+    Damaged,
+    #[error("the file was written by another version of the notifier")]
+    Version,
+    #[error("the file is being closed")]
+    Closed,
+    #[error("SQLite refused a statement (code {code})")]
+    Internal { code: i32 },
+}
+
+impl SqliteFault {
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::InUse => "in_use",
+            Self::DiskFull => "disk_full",
+            Self::Io => "io",
+            Self::Busy => "busy",
+            Self::Damaged => "damaged",
+            Self::Version => "version",
+            Self::Closed => "closed",
+            Self::Internal { .. } => "internal",
+        }
+    }
+
+    /// Whether the same call can succeed later without anybody changing the program or its settings.
+    pub const fn is_retryable(self) -> bool {
+        matches!(self, Self::DiskFull | Self::Io | Self::Busy)
+    }
+}
+
+impl From<std::io::Error> for SqliteFault {
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::DiskFull,
+            _ => Self::Io,
+        }
+    }
+}
+
+impl From<sqlx::Error> for SqliteFault {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::Io(error) => error.into(),
+            sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => Self::Closed,
+            sqlx::Error::PoolTimedOut => Self::Busy,
+            sqlx::Error::Migrate(error) => (*error).into(),
+            sqlx::Error::Database(error) => {
+                let code = error.code().and_then(|code| code.parse().ok()).unwrap_or(1);
+                // The low byte of an extended result code is the primary one: https://www.sqlite.org/rescode.html
+                match code & 0xff {
+                    5 | 6 => Self::Busy,
+                    8 | 10 | 14 => Self::Io,
+                    11 | 26 => Self::Damaged,
+                    13 => Self::DiskFull,
+                    _ => Self::Internal { code },
+                }
+            }
+            _ => Self::Internal { code: 1 },
+        }
+    }
+}
+
+impl From<MigrateError> for SqliteFault {
+    fn from(error: MigrateError) -> Self {
+        match error {
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => error.into(),
+            _ => Self::Version,
+        }
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// The WAL holds pages of deleted rows until it is emptied.
+pub const TRUNCATE_EVERY: Duration = Duration::from_secs(30);
+
+const PAGE_BYTES: u32 = 4_096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_claim_of_the_same_file_is_refused_until_the_first_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new/a.db");
+        let first = SqliteFile::claim(&path, 1_000).unwrap();
+        assert_eq!(SqliteFile::claim(&path, 1_000).unwrap_err(), SqliteFault::InUse);
+        drop(first);
+        assert!(SqliteFile::claim(&path, 1_000).is_ok());
+    }
+
+    #[test]
+    fn only_the_owner_can_read_the_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.db");
+        let _file = SqliteFile::claim(&path, 1_000).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn packed_rows_carry_numbers_names_and_places_in_the_blob() {
+        let mut packed = Packed::default();
+        packed.push(&[7, -1], &[0, 255], b"abc");
+        packed.push(&[8, 0], &[1], b"de");
+        assert_eq!(
+            packed.finish(),
+            (r#"[[7,-1,"00ff",1,3],[8,0,"01",4,2]]"#.into(), b"abcde".to_vec())
+        );
+        assert_eq!(Packed::default().finish(), ("[]".into(), Vec::new()));
+        assert_eq!(json_numbers([1, 2].into_iter()), "[1,2]");
+        assert_eq!(json_hex([[0, 255]].iter().map(|name| name.as_slice())), r#"["00ff"]"#);
+    }
+}

@@ -1,0 +1,147 @@
+//! Where subscriptions live.
+//!
+//! In: a `Subscription` or a `DeviceId`. Out: the same subscription, later. Never: on the way of a wakeup, or shows in a
+//! column whose subscription a row is.
+
+pub mod sqlite;
+
+use futures_util::future::BoxFuture;
+use notifier_core::subscription::{DeviceId, Subscription};
+use quietline_shared::crypto::keyed_hash_32;
+use quietline_shared::redact::Secret;
+use serde::Deserialize;
+use std::path::PathBuf;
+use tokio::sync::mpsc;
+
+/// What every home of subscriptions can do. Changes of one device take effect in the order of the calls.
+pub trait SubscriptionStore: Send + Sync + 'static {
+    /// Stores or renews. Durable when it returns.
+    fn put(&self, subscription: Subscription) -> BoxFuture<'_, Result<Put, StoreError>>;
+
+    /// Forgets one device of one account; whether it was there. Durable when it returns.
+    fn remove<'a>(&'a self, device: &'a DeviceId) -> BoxFuture<'a, Result<bool, StoreError>>;
+
+    /// As [`Self::remove`], but only if the row was signed before `provider_time_ms` (Unix ms): a device that
+    /// registered again since then keeps its row.
+    fn remove_if_older<'a>(
+        &'a self,
+        device: &'a DeviceId,
+        provider_time_ms: i64,
+    ) -> BoxFuture<'a, Result<bool, StoreError>>;
+
+    /// Those of `devices` that are stored, in any order. Does not wait for changes under way.
+    fn load(&self, devices: Vec<DeviceId>) -> BoxFuture<'_, Result<Vec<Subscription>, StoreError>>;
+
+    /// Every subscription, in any order, in batches of about [`SCAN_BATCH`]. One that changes meanwhile may come in either
+    /// form. An `Err` is the last item; without one, all have come.
+    fn scan(&self) -> mpsc::Receiver<Result<Vec<Subscription>, StoreError>>;
+
+    /// Forgets what expired before the day of `now` (Unix seconds) in bounded steps; how many.
+    fn remove_expired(&self, now: i64) -> BoxFuture<'_, Result<u64, StoreError>>;
+
+    fn count(&self) -> BoxFuture<'_, Result<u64, StoreError>>;
+
+    /// Finishes what is under way and refuses what comes later.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+/// What became of a `put`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    New,
+    /// The row was there, with an older signature or other content.
+    Renewed,
+    /// The same row was there already.
+    Unchanged,
+    /// A newer signature was there, and stays.
+    KeptNewer,
+}
+
+/// Why the store could not do it. The names are metric labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    #[error("the disk of the subscriptions is full")]
+    DiskFull,
+    #[error("the subscriptions cannot be read or written now")]
+    Unavailable,
+    #[error("another notifier uses this file")]
+    InUse,
+    #[error("the file of the subscriptions is damaged or no database")]
+    Damaged,
+    #[error("the file of the subscriptions was written by another version of the notifier")]
+    Version,
+    #[error("the lookup key is not the one this file was written with")]
+    ForeignLookupKey,
+    #[error("the store is closed")]
+    Closed,
+    #[error("the database refused a statement (code {code})")]
+    Internal { code: i32 },
+}
+
+impl StoreError {
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::DiskFull => "disk_full",
+            Self::Unavailable => "unavailable",
+            Self::InUse => "in_use",
+            Self::Damaged => "damaged",
+            Self::Version => "version",
+            Self::ForeignLookupKey => "foreign_lookup_key",
+            Self::Closed => "closed",
+            Self::Internal { .. } => "internal",
+        }
+    }
+
+    /// Whether the same request can succeed later: the client is told to come again (HTTP 503).
+    pub const fn is_retryable(self) -> bool {
+        matches!(self, Self::DiskFull | Self::Unavailable | Self::Closed)
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoreSettings {
+    #[serde(default = "default_path")]
+    pub path: PathBuf,
+    /// Key of the lookup hashes: 32 random bytes. Without it the file does not tell who is in it.
+    pub lookup_key_file: PathBuf,
+}
+
+fn default_path() -> PathBuf {
+    "data/subscriptions.db".into()
+}
+
+/// Turns a device into the name of its row.
+#[derive(Debug)]
+pub struct LookupKey(Secret<[u8; 32]>);
+
+/// A row's name. Says nothing without the key.
+type Lookup = [u8; 32];
+
+impl LookupKey {
+    pub const fn new(key: Secret<[u8; 32]>) -> Self {
+        Self(key)
+    }
+
+    fn lookup(&self, device: &DeviceId) -> Lookup {
+        keyed_hash_32(
+            &self.0,
+            &[device.account.expose(), &[device.service.code()], device.token.expose()],
+        )
+    }
+}
+
+/// The last day on which a signature can count: days since 1970-01-01.
+fn expires_day(subscription: &Subscription) -> i64 {
+    day_of(subscription.expires_at())
+}
+
+fn day_of(unix_seconds: i64) -> i64 {
+    unix_seconds.div_euclid(86_400)
+}
+
+/// Devices named in one statement of `load`.
+pub const LOAD_BATCH: usize = 500;
+
+/// Subscriptions in one item of `scan`.
+pub const SCAN_BATCH: i64 = 1_024;

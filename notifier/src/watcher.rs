@@ -1,0 +1,2 @@
+//! ground
+pub mod link;
