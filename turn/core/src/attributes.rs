@@ -5,7 +5,7 @@
 //! What stands behind MESSAGE-INTEGRITY does not count (RFC 8489 §14.5), except MESSAGE-INTEGRITY-SHA256 and FINGERPRINT. The first of several
 //! equal attributes counts, except XOR-PEER-ADDRESS in CreatePermission (RFC 8656 §10.1), where all do.
 
-use crate::wire::{ChannelNumber, HEADER, MAGIC_COOKIE, Message, TransactionId};
+use crate::wire::{ChannelNumber, MAGIC_COOKIE, Message, TransactionId};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Numbers of the registry (RFC 8489 §18.3, RFC 8656 §18).
@@ -84,6 +84,14 @@ pub struct Integrity<'a> {
     pub mac: &'a [u8],
     /// Offset of the attribute: the message up to here is covered, with a length field that includes the attribute.
     pub at: usize,
+}
+
+/// The DATA attribute of a Send indication.
+#[derive(Clone, Copy)]
+pub struct Data<'a> {
+    pub value: &'a [u8],
+    /// Offset of the value from the start of the message.
+    pub start: usize,
 }
 
 /// Why a message with well-formed frames still means silence or 400. The names are metric labels.
@@ -172,7 +180,7 @@ pub struct Attributes<'a> {
     /// Raw, since out of range is an answer of its own.
     pub channel_number: Option<u16>,
     pub peers: Few<SocketAddr, MAX_PEERS>,
-    pub data: Option<&'a [u8]>,
+    pub data: Option<Data<'a>>,
     /// Comprehension-required attributes we do not know, for a 420.
     pub unknown: Few<u16, MAX_UNKNOWN>,
     /// The first attribute that had a length or content it cannot have, or too many peers.
@@ -253,7 +261,7 @@ impl<'a> Attributes<'a> {
         match kind {
             kind::USERNAME => keep(
                 &mut self.username,
-                (1..=MAX_USERNAME).contains(&value.len()).then_some(value),
+                ((1..=MAX_USERNAME).contains(&value.len()) && std::str::from_utf8(value).is_ok()).then_some(value),
             ),
             kind::USERHASH => keep(&mut self.userhash, value.as_array()),
             kind::REALM => keep(&mut self.realm, (value.len() <= MAX_REALM_OR_NONCE).then_some(value)),
@@ -293,7 +301,7 @@ impl<'a> Attributes<'a> {
                 }
                 None => false,
             },
-            kind::DATA => keep(&mut self.data, Some(value)),
+            kind::DATA => keep(&mut self.data, Some(Data { value, start: at + 4 })),
             // Comprehension-optional attributes may be passed over (RFC 8489 §14).
             optional if optional >= 0x8000 => true,
             unknown => {
@@ -377,9 +385,6 @@ fn v6_mask(transaction: &TransactionId) -> u128 {
     rest.copy_from_slice(&transaction.0);
     u128::from_be_bytes(mask)
 }
-
-/// Smallest message: a header and nothing else.
-pub const EMPTY_MESSAGE: usize = HEADER;
 
 #[cfg(test)]
 mod tests {

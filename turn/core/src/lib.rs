@@ -3,6 +3,10 @@
 //! A module imports only modules listed above it.
 #![forbid(unsafe_code)]
 
-pub mod attributes;
-pub mod peers;
+pub mod time;
+pub mod table;
 pub mod wire;
+pub mod framing;
+pub mod attributes;
+pub mod auth;
+pub mod peers;

@@ -5,6 +5,7 @@
 //! Canonicalise first, then policy: an IPv4 address hides in IPv6 in many ways (CVE-2026-27624 and others), and each of them must meet
 //! the same rule as the plain form. RFC 8656 §21.4, IANA special-purpose registries.
 
+use crate::wire::RelayAddr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// A network prefix.
@@ -98,8 +99,154 @@ pub const DENIED_PORTS: [u16; 16] = [
     0, 19, 53, 69, 111, 123, 137, 138, 139, 161, 389, 445, 1900, 5353, 11211, 3702,
 ];
 
+/// Most relay addresses of one server.
+pub const MAX_RELAY_ADDRESSES: usize = 8;
+/// RFC 8656 §7.2: the dynamic range, and never below 1024.
+pub const RELAY_PORTS: (u16, u16) = (49_152, 65_535);
+
+/// One address that we relay on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct RelayAddress {
+    /// What the shell binds.
+    pub bind: IpAddr,
+    /// What clients are told: the outer address of a 1:1 NAT, or the same.
+    pub advertised: IpAddr,
+}
+
+/// Why a table of relay addresses cannot be. The names are for an operator who starts the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RelayTableFault {
+    #[error("no relay address is given")]
+    Empty,
+    #[error("more than 8 relay addresses are given")]
+    TooMany,
+    #[error("a relay address is given twice")]
+    Twice,
+    #[error("an advertised address has another family than the address it stands for")]
+    Families,
+    #[error("the relay ports are an empty range or begin below 1024")]
+    Ports,
+}
+
+/// All addresses that we relay on and their ports. Fixed from start to stop.
+#[derive(Clone)]
+pub struct RelayTable {
+    addresses: Vec<RelayAddress>,
+    first: u16,
+    last: u16,
+    is_translated: bool,
+}
+
+impl RelayTable {
+    pub fn new(addresses: Vec<RelayAddress>, (first, last): (u16, u16)) -> Result<Self, RelayTableFault> {
+        if addresses.is_empty() {
+            return Err(RelayTableFault::Empty);
+        }
+        if addresses.len() > MAX_RELAY_ADDRESSES {
+            return Err(RelayTableFault::TooMany);
+        }
+        if first < 1024 || first > last {
+            return Err(RelayTableFault::Ports);
+        }
+        for (at, one) in addresses.iter().enumerate() {
+            if one.bind.is_ipv4() != one.advertised.is_ipv4() {
+                return Err(RelayTableFault::Families);
+            }
+            let same = |other: &RelayAddress| other.bind == one.bind || other.advertised == one.advertised;
+            if addresses.iter().skip(at + 1).any(same) {
+                return Err(RelayTableFault::Twice);
+            }
+        }
+        let is_translated = addresses.iter().any(|one| one.bind != one.advertised);
+        Ok(Self {
+            addresses,
+            first,
+            last,
+            is_translated,
+        })
+    }
+
+    pub fn len(&self) -> usize {
+        self.addresses.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.addresses.is_empty()
+    }
+
+    pub const fn ports(&self) -> (u16, u16) {
+        (self.first, self.last)
+    }
+
+    pub const fn ports_per_address(&self) -> usize {
+        (self.last - self.first) as usize + 1
+    }
+
+    /// The numbers of the addresses of one family.
+    pub fn of_family(&self, is_v6: bool) -> impl Iterator<Item = u8> + '_ {
+        (0u8..)
+            .zip(&self.addresses)
+            .filter(move |(_, one)| one.bind.is_ipv6() == is_v6)
+            .map(|(number, _)| number)
+    }
+
+    pub fn get(&self, address: u8) -> Option<RelayAddress> {
+        self.addresses.get(usize::from(address)).copied()
+    }
+
+    /// Which of ours this is, as bound or as advertised.
+    pub fn number_of(&self, ip: IpAddr) -> Option<u8> {
+        (0u8..)
+            .zip(&self.addresses)
+            .find(|(_, one)| one.advertised == ip || one.bind == ip)
+            .map(|(number, _)| number)
+    }
+
+    /// The relayed address that a peer address is, if it is ours and within the relay ports.
+    pub fn relay_of(&self, peer: SocketAddr) -> Option<RelayAddr> {
+        let address = self.number_of(peer.ip())?;
+        (self.first..=self.last).contains(&peer.port()).then_some(RelayAddr {
+            address,
+            port: peer.port(),
+        })
+    }
+
+    /// One of ours by the name that clients know; any other address as it is.
+    pub fn as_advertised(&self, peer: SocketAddr) -> SocketAddr {
+        if !self.is_translated {
+            return peer;
+        }
+        match self.number_of(peer.ip()).and_then(|number| self.get(number)) {
+            Some(ours) => SocketAddr::new(ours.advertised, peer.port()),
+            None => peer,
+        }
+    }
+
+    /// What clients are told.
+    pub fn advertised(&self, relay: RelayAddr) -> Option<SocketAddr> {
+        Some(SocketAddr::new(self.get(relay.address)?.advertised, relay.port))
+    }
+
+    /// What the shell binds.
+    pub fn bind(&self, relay: RelayAddr) -> Option<SocketAddr> {
+        Some(SocketAddr::new(self.get(relay.address)?.bind, relay.port))
+    }
+
+    /// Place of a relayed address in an array over all of them.
+    pub fn place(&self, relay: RelayAddr) -> Option<usize> {
+        let port = usize::from(relay.port.checked_sub(self.first)?);
+        (port < self.ports_per_address() && usize::from(relay.address) < self.len())
+            .then(|| usize::from(relay.address) * self.ports_per_address() + port)
+    }
+
+    /// All addresses that are ours, for a [`PeerPolicy`].
+    pub fn all(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.addresses.iter().flat_map(|one| [one.bind, one.advertised])
+    }
+}
+
 /// What the operator decided, and what we are.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone)]
 pub struct PeerPolicy {
     /// Reachable although special: a peer in a private net, a test on loopback.
     pub allow: Vec<Prefix>,
@@ -110,6 +257,18 @@ pub struct PeerPolicy {
     pub own_addresses: Vec<IpAddr>,
     /// On our addresses only these ports are peers: those we relay on.
     pub relay_ports: Option<(u16, u16)>,
+}
+
+impl Default for PeerPolicy {
+    fn default() -> Self {
+        Self {
+            allow: Vec::new(),
+            deny: Vec::new(),
+            denied_ports: DENIED_PORTS.to_vec(),
+            own_addresses: Vec::new(),
+            relay_ports: None,
+        }
+    }
 }
 
 impl PeerPolicy {
@@ -371,7 +530,6 @@ mod tests {
         let policy = PeerPolicy {
             own_addresses: vec![own],
             relay_ports: Some((49152, 65535)),
-            denied_ports: DENIED_PORTS.to_vec(),
             ..PeerPolicy::default()
         };
         assert_eq!(policy.check_address(own), Ok(()));
@@ -380,6 +538,62 @@ mod tests {
         assert_eq!(policy.check("8.8.8.8:53".parse().unwrap()), Err(PeerRefusal::Port));
         assert_eq!(policy.check("8.8.8.8:0".parse().unwrap()), Err(PeerRefusal::Port));
         assert_eq!(policy.check("8.8.8.8:1000".parse().unwrap()), Ok(()));
+    }
+
+    #[test]
+    fn a_table_of_relay_addresses_knows_both_names_of_each() {
+        let one = |bind: &str, advertised: &str| RelayAddress {
+            bind: bind.parse().unwrap(),
+            advertised: advertised.parse().unwrap(),
+        };
+        let table = RelayTable::new(vec![one("10.0.0.1", "9.9.9.9"), one("2a00::1", "2a00::1")], RELAY_PORTS).unwrap();
+        let inner: SocketAddr = "10.0.0.1:50000".parse().unwrap();
+        let outer: SocketAddr = "9.9.9.9:50000".parse().unwrap();
+        let relay = table.relay_of(inner).unwrap();
+        assert_eq!(Some(relay), table.relay_of(outer));
+        assert_eq!(table.as_advertised(inner), outer);
+        assert_eq!((table.bind(relay), table.advertised(relay)), (Some(inner), Some(outer)));
+        assert_eq!(table.relay_of("9.9.9.9:3478".parse().unwrap()), None);
+        assert_eq!(table.of_family(true).collect::<Vec<_>>(), [1]);
+        assert_eq!(
+            table.place(RelayAddr {
+                address: 1,
+                port: 49_153
+            }),
+            Some(16_385)
+        );
+        assert_eq!(
+            table.place(RelayAddr {
+                address: 2,
+                port: 49_153
+            }),
+            None
+        );
+        assert_eq!(
+            table.place(RelayAddr {
+                address: 0,
+                port: 49_151
+            }),
+            None
+        );
+        let fault = |addresses, ports| RelayTable::new(addresses, ports).err().unwrap();
+        assert_eq!(fault(vec![], RELAY_PORTS), RelayTableFault::Empty);
+        assert_eq!(
+            fault(vec![one("10.0.0.1", "2a00::1")], RELAY_PORTS),
+            RelayTableFault::Families
+        );
+        assert_eq!(
+            fault(vec![one("10.0.0.1", "10.0.0.1"); 2], RELAY_PORTS),
+            RelayTableFault::Twice
+        );
+        assert_eq!(
+            fault(vec![one("10.0.0.1", "10.0.0.1")], (1000, 2000)),
+            RelayTableFault::Ports
+        );
+        assert_eq!(
+            fault(vec![one("10.0.0.1", "10.0.0.1")], (3000, 2000)),
+            RelayTableFault::Ports
+        );
     }
 
     proptest! {

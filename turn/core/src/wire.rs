@@ -6,6 +6,8 @@
 //! RFC 8489 §5 (header), §14 (attributes); RFC 8656 §12.4 (ChannelData).
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use zeroize::Zeroize;
 
 /// Header: type (2), length (2), magic cookie (4), transaction id (12).
 pub const HEADER: usize = 20;
@@ -31,6 +33,192 @@ pub fn demux(bytes: &[u8]) -> Kind {
         Some(0..=3) => Kind::Stun,
         Some(64..=79) => Kind::ChannelData,
         _ => Kind::Other,
+    }
+}
+
+/// How a client reaches us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transport {
+    Udp,
+    Tcp,
+    Tls,
+}
+
+impl Transport {
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+        }
+    }
+
+    /// On a stream every frame is padded to a multiple of 4 (RFC 8656 §12.5).
+    pub const fn is_stream(self) -> bool {
+        !matches!(self, Self::Udp)
+    }
+}
+
+/// An address and port as plain numbers, so that forgetting it can mean overwriting it.
+#[derive(Clone, Copy, PartialEq, Eq, Zeroize)]
+struct Endpoint {
+    ip: u128,
+    port: u16,
+    is_v6: bool,
+}
+
+impl Endpoint {
+    fn new(address: SocketAddr) -> Self {
+        let (ip, is_v6) = match address.ip() {
+            IpAddr::V4(ip) => (u128::from(ip.to_bits()), false),
+            IpAddr::V6(ip) => (ip.to_bits(), true),
+        };
+        Self {
+            ip,
+            port: address.port(),
+            is_v6,
+        }
+    }
+
+    fn ip(self) -> IpAddr {
+        if self.is_v6 {
+            IpAddr::V6(Ipv6Addr::from_bits(self.ip))
+        } else {
+            IpAddr::V4(Ipv4Addr::from_bits(self.ip as u32))
+        }
+    }
+
+    const fn words(self) -> [u64; 3] {
+        [
+            (self.ip >> 64) as u64,
+            self.ip as u64,
+            self.port as u64 | (self.is_v6 as u64) << 16,
+        ]
+    }
+
+    const fn from_words([high, low, rest]: [u64; 3]) -> Self {
+        Self {
+            ip: (high as u128) << 64 | low as u128,
+            port: rest as u16,
+            is_v6: rest >> 16 & 1 == 1,
+        }
+    }
+}
+
+/// Who a client is to us: its address and port, the transport, and which of our listening addresses it came to (RFC 8656 §3.2:
+/// the 5-tuple). Prints as nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Zeroize)]
+pub struct FiveTuple {
+    client: Endpoint,
+    transport: u8,
+    listener: u8,
+}
+
+impl FiveTuple {
+    /// `listener` is the shell's number of the listening address.
+    pub fn new(client: SocketAddr, transport: Transport, listener: u8) -> Self {
+        Self {
+            client: Endpoint::new(client),
+            transport: transport as u8,
+            listener,
+        }
+    }
+
+    pub fn client(&self) -> SocketAddr {
+        SocketAddr::new(self.client.ip(), self.client.port)
+    }
+
+    pub const fn transport(&self) -> Transport {
+        match self.transport {
+            0 => Transport::Udp,
+            1 => Transport::Tcp,
+            _ => Transport::Tls,
+        }
+    }
+
+    pub const fn listener(&self) -> u8 {
+        self.listener
+    }
+
+    /// All of it in three numbers, the top 32 bits of the last unused.
+    pub const fn words(&self) -> [u64; 3] {
+        let [high, low, rest] = self.client.words();
+        [
+            high,
+            low,
+            rest | (self.transport as u64 & 3) << 17 | (self.listener as u64) << 24,
+        ]
+    }
+
+    pub const fn from_words(words: [u64; 3]) -> Self {
+        let [_, _, rest] = words;
+        Self {
+            client: Endpoint::from_words(words),
+            transport: (rest >> 17 & 3) as u8,
+            listener: (rest >> 24) as u8,
+        }
+    }
+}
+
+impl fmt::Debug for FiveTuple {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FiveTuple(<private>)")
+    }
+}
+
+/// The address and port of who is talked to through us. Prints as nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Zeroize)]
+pub struct PeerAddr(Endpoint);
+
+impl PeerAddr {
+    pub fn new(peer: SocketAddr) -> Self {
+        Self(Endpoint::new(peer))
+    }
+
+    pub fn socket(&self) -> SocketAddr {
+        SocketAddr::new(self.0.ip(), self.0.port)
+    }
+
+    pub fn ip(&self) -> IpAddr {
+        self.0.ip()
+    }
+
+    pub const fn port(&self) -> u16 {
+        self.0.port
+    }
+
+    pub const fn is_v6(&self) -> bool {
+        self.0.is_v6
+    }
+
+    /// Permissions know no ports (RFC 8656 §9).
+    pub const fn same_ip(&self, other: &Self) -> bool {
+        self.0.ip == other.0.ip && self.0.is_v6 == other.0.is_v6
+    }
+
+    /// The address alone: what a permission keeps.
+    pub const fn without_port(mut self) -> Self {
+        self.0.port = 0;
+        self
+    }
+}
+
+impl fmt::Debug for PeerAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PeerAddr(<private>)")
+    }
+}
+
+/// A relayed transport address: which of our relay addresses, and the port. Prints as nothing: the port is one client's.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Zeroize)]
+pub struct RelayAddr {
+    pub address: u8,
+    pub port: u16,
+}
+
+impl fmt::Debug for RelayAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RelayAddr(<private>)")
     }
 }
 
@@ -216,7 +404,18 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// The message up to `end`, which an attribute gave: what an integrity or fingerprint covers.
+    /// What an integrity attribute at `at` covers: the message before it, in three parts, the second being a length field that
+    /// counts the attribute too (RFC 8489 §14.5).
+    pub fn covered(&self, at: usize, value_length: usize) -> (&'a [u8], [u8; 2], &'a [u8]) {
+        let length = (at + 4 + value_length).saturating_sub(HEADER) as u16;
+        (
+            self.bytes.get(..2).unwrap_or_default(),
+            length.to_be_bytes(),
+            self.bytes.get(4..at).unwrap_or_default(),
+        )
+    }
+
+    /// The message up to `end`, which an attribute gave: what a fingerprint covers.
     pub fn up_to(&self, end: usize) -> &'a [u8] {
         self.bytes.get(..end).unwrap_or_default()
     }
@@ -411,6 +610,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_five_tuple_survives_being_numbers(ip: IpAddr, port: u16, transport in 0u8..3, listener: u8) {
+            let transport = [Transport::Udp, Transport::Tcp, Transport::Tls][usize::from(transport)];
+            let tuple = FiveTuple::new(SocketAddr::new(ip, port), transport, listener);
+            prop_assert_eq!(FiveTuple::from_words(tuple.words()), tuple);
+            prop_assert_eq!((tuple.client(), tuple.transport(), tuple.listener()), (SocketAddr::new(ip, port), transport, listener));
+            prop_assert_eq!(format!("{tuple:?}"), "FiveTuple(<private>)");
+        }
+
         #[test]
         fn no_bytes_panic(bytes: Vec<u8>) {
             let _ = Message::parse(&bytes);

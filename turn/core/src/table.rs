@@ -1,0 +1,168 @@
+//! From a five-tuple to a place in a slab, without keeping the five-tuple.
+//!
+//! In: a keyed hash and a number. Out: the number again. Never: holds an address: what was removed leaves nothing behind, which no
+//! table that stores its keys promises.
+
+use std::hash::Hasher;
+
+/// SipHash with a key the shell drew: who may choose addresses and ports cannot choose collisions.
+#[derive(Clone, Copy, Default)]
+pub struct HashKey([u64; 2]);
+
+impl HashKey {
+    pub const fn new(key: [u64; 2]) -> Self {
+        Self(key)
+    }
+
+    pub fn hash(&self, words: &[u64]) -> u64 {
+        // The standard SipHash begins with a fixed key; a secret first block gives the same state as nobody else's.
+        let mut hasher = std::hash::DefaultHasher::new();
+        hasher.write_u64(self.0[0]);
+        hasher.write_u64(self.0[1]);
+        for word in words {
+            hasher.write_u64(*word);
+        }
+        hasher.finish()
+    }
+}
+
+impl std::fmt::Debug for HashKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HashKey(<secret>)")
+    }
+}
+
+const EMPTY: u32 = u32::MAX;
+
+/// Open addressing with linear probing over `u32` places, at most half full.
+pub struct Places {
+    places: Vec<u32>,
+    used: usize,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            places: vec![EMPTY; 16],
+            used: 0,
+        }
+    }
+}
+
+impl Places {
+    pub fn find(&self, hash: u64, is_it: impl Fn(u32) -> bool) -> Option<u32> {
+        let mut at = self.home(hash);
+        loop {
+            match self.places.get(at) {
+                Some(&place) if place != EMPTY => {
+                    if is_it(place) {
+                        return Some(place);
+                    }
+                }
+                _ => return None,
+            }
+            at = self.next(at);
+        }
+    }
+
+    /// The caller knows that it is not in yet. `hash_of` gives the hash of any place in the table.
+    pub fn insert(&mut self, hash: u64, place: u32, hash_of: impl Fn(u32) -> u64) {
+        if (self.used + 1) * 2 > self.places.len() {
+            let doubled = vec![EMPTY; self.places.len() * 2];
+            let old = std::mem::replace(&mut self.places, doubled);
+            for place in old.into_iter().filter(|place| *place != EMPTY) {
+                self.put(hash_of(place), place);
+            }
+        }
+        self.put(hash, place);
+        self.used += 1;
+    }
+
+    pub fn remove(&mut self, hash: u64, place: u32, hash_of: impl Fn(u32) -> u64) {
+        let mut hole = self.home(hash);
+        while let Some(&found) = self.places.get(hole) {
+            if found == place {
+                break;
+            }
+            if found == EMPTY {
+                return;
+            }
+            hole = self.next(hole);
+        }
+        self.used -= 1;
+        // Shift back what probed over the hole, so that no tombstone stays.
+        let mut at = self.next(hole);
+        while let Some(&moved) = self.places.get(at) {
+            if moved == EMPTY {
+                break;
+            }
+            let home = self.home(hash_of(moved));
+            let mask = self.places.len() - 1;
+            if at.wrapping_sub(home) & mask >= at.wrapping_sub(hole) & mask {
+                self.set(hole, moved);
+                hole = at;
+            }
+            at = self.next(at);
+        }
+        self.set(hole, EMPTY);
+    }
+
+    fn put(&mut self, hash: u64, place: u32) {
+        let mut at = self.home(hash);
+        while self.places.get(at).is_some_and(|found| *found != EMPTY) {
+            at = self.next(at);
+        }
+        self.set(at, place);
+    }
+
+    fn set(&mut self, at: usize, place: u32) {
+        if let Some(slot) = self.places.get_mut(at) {
+            *slot = place;
+        }
+    }
+
+    fn home(&self, hash: u64) -> usize {
+        hash as usize & (self.places.len() - 1)
+    }
+
+    fn next(&self, at: usize) -> usize {
+        (at + 1) & (self.places.len() - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    proptest! {
+        #[test]
+        fn the_table_agrees_with_a_set(steps in proptest::collection::vec((any::<bool>(), 0u32..64), 0..400)) {
+            // A bad hash on purpose: most places collide.
+            let hash_of = |place: u32| u64::from(place % 5);
+            let mut table = Places::default();
+            let mut set = BTreeSet::new();
+            for (add, place) in steps {
+                if add {
+                    if set.insert(place) {
+                        table.insert(hash_of(place), place, hash_of);
+                    }
+                } else {
+                    set.remove(&place);
+                    table.remove(hash_of(place), place, hash_of);
+                }
+                for place in 0..64 {
+                    let found = table.find(hash_of(place), |other| other == place);
+                    prop_assert_eq!(found, set.get(&place).copied());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn another_key_gives_another_hash() {
+        assert_ne!(HashKey::new([1, 2]).hash(&[3]), HashKey::new([1, 3]).hash(&[3]));
+        assert_eq!(format!("{:?}", HashKey::new([1, 2])), "HashKey(<secret>)");
+    }
+}
