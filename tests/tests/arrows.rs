@@ -14,6 +14,7 @@ const MAY_EXPOSE: &[&str] = &[
     "shared/src/redact.rs",
     "shared/src/crypto.rs",
     "shared/src/onion.rs",
+    "turn/core/src/auth.rs",
 ];
 
 /// Modules of `notifier/src` that are tools or wiring, not stages.
