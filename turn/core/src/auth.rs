@@ -124,6 +124,13 @@ impl fmt::Debug for UserId {
     }
 }
 
+#[cfg(test)]
+impl UserId {
+    pub(crate) fn for_tests(name: &[u8]) -> Self {
+        Self(keyed_hash_16(&Secret::new([0; 32]), &[name]))
+    }
+}
+
 /// RFC 8489 §18.5.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PasswordAlgorithm {

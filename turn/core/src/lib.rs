@@ -10,3 +10,5 @@ pub mod framing;
 pub mod attributes;
 pub mod auth;
 pub mod peers;
+pub mod allocation;
+pub mod forwarding;
