@@ -11,6 +11,7 @@ use crate::auth::{IntegrityKind, Key, UserId};
 use crate::table::{HashKey, Places};
 use crate::time::{Now, Seconds};
 use crate::wire::{ChannelNumber, FiveTuple, PeerAddr, RelayAddr, TransactionId};
+use pool::PortWish;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use zeroize::Zeroize;
@@ -94,6 +95,9 @@ pub struct Allocation {
     token: Option<[u8; 8]>,
     /// Error code with which the second address of a dual allocation was refused.
     refused_second: Option<u16>,
+    /// `None`: no other port than the first would do.
+    wish: Option<PortWish>,
+    failed_opens: u8,
     prefix: u64,
     expires: Seconds,
     /// What the ordered set holds for this one.
@@ -112,6 +116,7 @@ pub struct Beginning {
     pub relays: [Option<RelayAddr>; 2],
     pub token: Option<[u8; 8]>,
     pub refused_second: Option<u16>,
+    pub wish: Option<PortWish>,
     /// Keyed hash of the source prefix, for the quota.
     pub prefix: u64,
     pub expires: Seconds,
@@ -181,9 +186,18 @@ impl Allocation {
         }
     }
 
-    /// The neighbour of a port that could not be opened is worth nothing.
-    pub fn forget_token(&mut self) -> Option<[u8; 8]> {
-        self.token.take()
+    pub const fn wish(&self) -> Option<PortWish> {
+        self.wish
+    }
+
+    /// How many of its ports could not be opened, this one included.
+    pub fn count_failed_open(&mut self) -> u8 {
+        self.failed_opens = self.failed_opens.saturating_add(1);
+        self.failed_opens
+    }
+
+    pub fn set_token(&mut self, token: Option<[u8; 8]>) {
+        self.token = token;
     }
 
     pub fn refuse_second(&mut self, code: u16) {
@@ -372,7 +386,8 @@ impl Allocations {
             .filter(|place| self.get(*place).is_some_and(|allocation| allocation.expires > now))
     }
 
-    fn place_of(&self, client: &FiveTuple) -> Option<u32> {
+    /// As [`Allocations::find`], ended ones too.
+    pub fn place_of(&self, client: &FiveTuple) -> Option<u32> {
         let hash = self.hash_key.hash(&client.words());
         self.by_client.find(hash, |place| {
             self.get(place).is_some_and(|allocation| allocation.client == *client)
@@ -411,6 +426,7 @@ impl Allocations {
             relays,
             token,
             refused_second,
+            wish,
             prefix,
             expires,
         } = beginning;
@@ -423,6 +439,8 @@ impl Allocations {
             relays,
             token,
             refused_second,
+            wish,
+            failed_opens: 0,
             prefix,
             expires,
             deadline: expires,

@@ -12,3 +12,6 @@ pub mod auth;
 pub mod peers;
 pub mod allocation;
 pub mod forwarding;
+pub mod control;
+
+pub use control::Server;

@@ -16,8 +16,6 @@ pub const MAGIC_COOKIE: u32 = 0x2112_A442;
 pub const CHANNEL_HEADER: usize = 4;
 /// Largest message we read: a UDP datagram. Streams use the same bound.
 pub const MAX_MESSAGE: usize = 65_535;
-/// Largest answer we write: far above what control needs.
-pub const MAX_ANSWER: usize = 1_024;
 
 /// What the first bytes say (RFC 8656 §12, RFC 7983).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -461,6 +459,8 @@ impl<'a> Iterator for RawAttributes<'a> {
 pub struct Writer<'b> {
     buffer: &'b mut [u8],
     length: usize,
+    /// Bytes of a value that lie elsewhere, padding included.
+    outside: usize,
     overflow: bool,
 }
 
@@ -469,6 +469,7 @@ impl<'b> Writer<'b> {
         let mut writer = Self {
             buffer,
             length: 0,
+            outside: 0,
             overflow: false,
         };
         writer.put(&message_type(method, class).to_be_bytes());
@@ -494,6 +495,17 @@ impl<'b> Writer<'b> {
         self.write_length(0);
     }
 
+    /// The header of a last attribute whose value is not copied: who sends puts it, and its padding, behind what is written here.
+    pub fn attribute_outside(&mut self, kind: u16, length: usize) {
+        let Ok(short) = u16::try_from(length) else {
+            self.overflow = true;
+            return;
+        };
+        self.put(&kind.to_be_bytes());
+        self.put(&short.to_be_bytes());
+        self.outside = length.next_multiple_of(4);
+    }
+
     /// What is written so far, its length field counting `more` further bytes: what an integrity covers.
     pub fn covered(&mut self, more: usize) -> &[u8] {
         self.write_length(more);
@@ -511,7 +523,7 @@ impl<'b> Writer<'b> {
     }
 
     fn write_length(&mut self, more: usize) {
-        let length = (self.length + more).saturating_sub(HEADER);
+        let length = (self.length + self.outside + more).saturating_sub(HEADER);
         if let (Some(field), Ok(length)) = (self.buffer.get_mut(2..4), u16::try_from(length)) {
             field.copy_from_slice(&length.to_be_bytes());
         } else {

@@ -250,7 +250,7 @@ impl PortSet {
     }
 
     fn suits(&self, place: usize, wish: PortWish) -> bool {
-        let is_even = (usize::from(self.first) + place) % 2 == 0;
+        let is_even = (usize::from(self.first) + place).is_multiple_of(2);
         self.is_free(place)
             && match wish {
                 PortWish::Any => true,
