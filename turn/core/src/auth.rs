@@ -182,6 +182,10 @@ impl Key {
         key
     }
 
+    pub(crate) fn for_fuzzing(username: &[u8], realm: &[u8], password: &[u8]) -> Self {
+        Self::derive(PasswordAlgorithm::Md5, username, realm, password)
+    }
+
     /// Explicit, since each copy is one more place to seize.
     pub fn duplicate(&self) -> Self {
         Self {

@@ -7,9 +7,13 @@
 //! After each `handle_*` the shell polls outputs until there are none and does them in order.
 
 mod counters;
+mod fuzz;
 mod outcome;
 mod requests;
 mod settings;
+
+#[doc(hidden)]
+pub use fuzz::fuzz_server;
 
 pub use counters::{Counters, Refusal, Tally};
 pub use outcome::{Answer, HEADROOM, Hop, Icmp, Output, Prefix};
