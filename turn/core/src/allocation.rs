@@ -323,7 +323,7 @@ pub struct ChannelLimits {
 
 /// Grows by a few, and overwrites what it leaves: `Vec::push` would leave a copy behind.
 fn push<T: Copy + Zeroize>(list: &mut Vec<T>, item: T) {
-    const FEW: usize = 4;
+    const FEW: usize = 2;
     if list.len() == list.capacity() {
         let mut larger = Vec::with_capacity(list.len() + list.len().max(FEW));
         larger.extend_from_slice(list);

@@ -45,6 +45,9 @@ pub struct Shared {
     strangers: Vec<AtomicU64>,
 }
 
+/// Packets wait for what a timer does, and its outputs wait in memory.
+const ENDED_AT_ONCE: usize = 128;
+
 /// Places for source prefixes. Two that meet on one share its rate.
 const STRANGERS: usize = 65_536;
 
@@ -190,9 +193,12 @@ impl Server {
         }
     }
 
-    /// Ends what has ended.
+    /// Ends what has ended, a bounded number at a time: while the next deadline is past, this is to be called again, after the outputs.
     pub fn handle_timeout(&mut self, now: Now) {
-        while let Some((place, is_over)) = self.allocations.next_ended(now.seconds()) {
+        for _ in 0..ENDED_AT_ONCE {
+            let Some((place, is_over)) = self.allocations.next_ended(now.seconds()) else {
+                return;
+            };
             if is_over {
                 self.end(place, now);
             } else {

@@ -476,7 +476,7 @@ fn refill<T: Copy + Zeroize>(list: &mut Vec<T>, items: impl Iterator<Item = T>) 
     list.zeroize();
     for item in items {
         if list.len() == list.capacity() {
-            let mut larger = Vec::with_capacity(list.len() + list.len().max(2));
+            let mut larger = Vec::with_capacity(list.len() + list.len().max(1));
             larger.extend_from_slice(list);
             std::mem::swap(list, &mut larger);
             larger.zeroize();

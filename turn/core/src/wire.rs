@@ -60,7 +60,9 @@ impl Transport {
 /// An address and port as plain numbers, so that forgetting it can mean overwriting it.
 #[derive(Clone, Copy, PartialEq, Eq, Zeroize)]
 struct Endpoint {
-    ip: u128,
+    /// Two halves rather than one number, whose alignment would cost every list of peers a third more.
+    high: u64,
+    low: u64,
     port: u16,
     is_v6: bool,
 }
@@ -72,7 +74,8 @@ impl Endpoint {
             IpAddr::V6(ip) => (ip.to_bits(), true),
         };
         Self {
-            ip,
+            high: (ip >> 64) as u64,
+            low: ip as u64,
             port: address.port(),
             is_v6,
         }
@@ -80,23 +83,20 @@ impl Endpoint {
 
     fn ip(self) -> IpAddr {
         if self.is_v6 {
-            IpAddr::V6(Ipv6Addr::from_bits(self.ip))
+            IpAddr::V6(Ipv6Addr::from_bits(u128::from(self.high) << 64 | u128::from(self.low)))
         } else {
-            IpAddr::V4(Ipv4Addr::from_bits(self.ip as u32))
+            IpAddr::V4(Ipv4Addr::from_bits(self.low as u32))
         }
     }
 
     const fn words(self) -> [u64; 3] {
-        [
-            (self.ip >> 64) as u64,
-            self.ip as u64,
-            self.port as u64 | (self.is_v6 as u64) << 16,
-        ]
+        [self.high, self.low, self.port as u64 | (self.is_v6 as u64) << 16]
     }
 
     const fn from_words([high, low, rest]: [u64; 3]) -> Self {
         Self {
-            ip: (high as u128) << 64 | low as u128,
+            high,
+            low,
             port: rest as u16,
             is_v6: rest >> 16 & 1 == 1,
         }
@@ -191,7 +191,7 @@ impl PeerAddr {
 
     /// Permissions know no ports (RFC 8656 §9).
     pub const fn same_ip(&self, other: &Self) -> bool {
-        self.0.ip == other.0.ip && self.0.is_v6 == other.0.is_v6
+        self.0.high == other.0.high && self.0.low == other.0.low && self.0.is_v6 == other.0.is_v6
     }
 
     /// The address alone: what a permission keeps.
