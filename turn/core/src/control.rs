@@ -165,7 +165,7 @@ impl Server {
         now: Now,
         random: Random<'_>,
     ) -> Option<Hop> {
-        let route = self.forwarding.from_peer(relay, peer, length, now.steady);
+        let route = self.forwarding.peer_packet(relay, peer, length, now.steady);
         let handled = route.map(|route| hop(route, 0..length, false, random));
         self.counted(handled.map(Some).map_err(Refusal::Dropped))
     }
@@ -263,7 +263,7 @@ impl Server {
     ) -> Result<Option<Hop>, Refusal> {
         let (route, payload) = self
             .forwarding
-            .from_client(from, bytes, now.steady)
+            .client_packet(from, bytes, now.steady)
             .map_err(Refusal::Dropped)?;
         Ok(Some(hop(route, payload, false, random)))
     }

@@ -184,7 +184,7 @@ impl Forwarding {
     }
 
     /// A ChannelData message of a client. The range is its payload.
-    pub fn from_client(
+    pub fn client_packet(
         &mut self,
         from: &FiveTuple,
         bytes: &[u8],
@@ -221,7 +221,7 @@ impl Forwarding {
     }
 
     /// A datagram that came to a relayed address.
-    pub fn from_peer(
+    pub fn peer_packet(
         &mut self,
         relay: RelayAddr,
         source: PeerAddr,

@@ -32,31 +32,37 @@ impl std::fmt::Debug for HashKey {
     }
 }
 
-const EMPTY: u32 = u32::MAX;
+const EMPTY: u64 = u64::MAX;
 
-/// Open addressing with linear probing over `u32` places, at most half full.
+/// Open addressing with linear probing over `u32` places, at most half full. Beside each place lies half of its hash, so that a
+/// collision costs no look at the slab.
 pub struct Places {
-    places: Vec<u32>,
+    cells: Vec<u64>,
     used: usize,
 }
 
 impl Default for Places {
     fn default() -> Self {
         Self {
-            places: vec![EMPTY; 16],
+            cells: vec![EMPTY; 16],
             used: 0,
         }
     }
+}
+
+/// Upper half: of the hash; lower half: the place.
+const fn cell(hash: u64, place: u32) -> u64 {
+    hash & !0xFFFF_FFFF | place as u64
 }
 
 impl Places {
     pub fn find(&self, hash: u64, is_it: impl Fn(u32) -> bool) -> Option<u32> {
         let mut at = self.home(hash);
         loop {
-            match self.places.get(at) {
-                Some(&place) if place != EMPTY => {
-                    if is_it(place) {
-                        return Some(place);
+            match self.cells.get(at) {
+                Some(&found) if found != EMPTY => {
+                    if found >> 32 == hash >> 32 && is_it(found as u32) {
+                        return Some(found as u32);
                     }
                 }
                 _ => return None,
@@ -65,23 +71,23 @@ impl Places {
         }
     }
 
-    /// The caller knows that it is not in yet. `hash_of` gives the hash of any place in the table.
+    /// The caller knows that it is not in yet. `hash_of` gives the hash of any place in the table. `u32::MAX` is no place.
     pub fn insert(&mut self, hash: u64, place: u32, hash_of: impl Fn(u32) -> u64) {
-        if (self.used + 1) * 2 > self.places.len() {
-            let doubled = vec![EMPTY; self.places.len() * 2];
-            let old = std::mem::replace(&mut self.places, doubled);
-            for place in old.into_iter().filter(|place| *place != EMPTY) {
-                self.put(hash_of(place), place);
+        if (self.used + 1) * 2 > self.cells.len() {
+            let doubled = vec![EMPTY; self.cells.len() * 2];
+            let old = std::mem::replace(&mut self.cells, doubled);
+            for found in old.into_iter().filter(|found| *found != EMPTY) {
+                self.put(hash_of(found as u32), found);
             }
         }
-        self.put(hash, place);
+        self.put(hash, cell(hash, place));
         self.used += 1;
     }
 
     pub fn remove(&mut self, hash: u64, place: u32, hash_of: impl Fn(u32) -> u64) {
         let mut hole = self.home(hash);
-        while let Some(&found) = self.places.get(hole) {
-            if found == place {
+        while let Some(&found) = self.cells.get(hole) {
+            if found == cell(hash, place) {
                 break;
             }
             if found == EMPTY {
@@ -92,12 +98,12 @@ impl Places {
         self.used -= 1;
         // Shift back what probed over the hole, so that no tombstone stays.
         let mut at = self.next(hole);
-        while let Some(&moved) = self.places.get(at) {
+        while let Some(&moved) = self.cells.get(at) {
             if moved == EMPTY {
                 break;
             }
-            let home = self.home(hash_of(moved));
-            let mask = self.places.len() - 1;
+            let home = self.home(hash_of(moved as u32));
+            let mask = self.cells.len() - 1;
             if at.wrapping_sub(home) & mask >= at.wrapping_sub(hole) & mask {
                 self.set(hole, moved);
                 hole = at;
@@ -107,26 +113,26 @@ impl Places {
         self.set(hole, EMPTY);
     }
 
-    fn put(&mut self, hash: u64, place: u32) {
+    fn put(&mut self, hash: u64, cell: u64) {
         let mut at = self.home(hash);
-        while self.places.get(at).is_some_and(|found| *found != EMPTY) {
+        while self.cells.get(at).is_some_and(|found| *found != EMPTY) {
             at = self.next(at);
         }
-        self.set(at, place);
+        self.set(at, cell);
     }
 
-    fn set(&mut self, at: usize, place: u32) {
-        if let Some(slot) = self.places.get_mut(at) {
-            *slot = place;
+    fn set(&mut self, at: usize, cell: u64) {
+        if let Some(slot) = self.cells.get_mut(at) {
+            *slot = cell;
         }
     }
 
     fn home(&self, hash: u64) -> usize {
-        hash as usize & (self.places.len() - 1)
+        hash as usize & (self.cells.len() - 1)
     }
 
     fn next(&self, at: usize) -> usize {
-        (at + 1) & (self.places.len() - 1)
+        (at + 1) & (self.cells.len() - 1)
     }
 }
 

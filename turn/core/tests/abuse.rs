@@ -179,7 +179,7 @@ fn bandwidth_is_bounded_for_each_and_for_all() {
     // The other direction has its own rate.
     world.pass(1);
     let down = (0..1000)
-        .filter(|_| world.from_peer(relayed[&0], PEER_A, &[0; 1000]).is_some())
+        .filter(|_| world.peer_packet(relayed[&0], PEER_A, &[0; 1000]).is_some())
         .count();
     assert_eq!(down, 200);
 }
@@ -193,7 +193,7 @@ fn timed_credentials_end_for_new_allocations_only() {
     assert_eq!(timed.refresh(&mut world, 600).code(), 0);
     assert_eq!(timed.permit(&mut world, &["1.2.3.4"]).code(), 0);
     assert_eq!(timed.bind(&mut world, 0x4000, PEER_A).code(), 0);
-    assert!(world.from_peer(relayed, PEER_A, b"x").is_some());
+    assert!(world.peer_packet(relayed, PEER_A, b"x").is_some());
     let mut late = Client::new("8.8.4.4:40001").timed(&format!("{}", UNIX_START + 100));
     assert_eq!(late.ask_with(&mut world, ALLOCATE, &[UDP]).code(), 401);
     assert_eq!(world.refused(Refusal::TimedOver), 1);
@@ -231,9 +231,9 @@ fn a_reload_changes_who_may_come_and_keeps_who_is_there() {
     world.server.reload(settings);
     assert_eq!(alice.refresh(&mut world, 3600).lifetime(), 700);
     assert!(alice.channel_data(&mut world, 0x4000, b"x").is_some());
-    assert!(world.from_peer(relayed, PEER_A, b"x").is_some());
+    assert!(world.peer_packet(relayed, PEER_A, b"x").is_some());
     // What the new policy refuses is over.
-    assert!(world.from_peer(relayed, "2.2.2.2:5", b"x").is_none());
+    assert!(world.peer_packet(relayed, "2.2.2.2:5", b"x").is_none());
     assert_eq!(alice.permit(&mut world, &["2.2.2.2"]).code(), 403);
     let mut gone = Client::new("8.8.4.4:40001");
     assert_eq!(gone.ask_with(&mut world, ALLOCATE, &[UDP]).code(), 401);
@@ -272,14 +272,14 @@ fn an_allocation_ends_in_time_with_and_without_its_timer() {
         } else {
             world.jump(299)
         }
-        assert!(world.from_peer(relayed, PEER_A, b"x").is_some());
+        assert!(world.peer_packet(relayed, PEER_A, b"x").is_some());
         client.permit(&mut world, &["1.2.3.4"]);
         if with_timer {
             world.pass(301)
         } else {
             world.jump(301)
         }
-        assert!(world.from_peer(relayed, PEER_A, b"x").is_none());
+        assert!(world.peer_packet(relayed, PEER_A, b"x").is_none());
         assert!(client.channel_data(&mut world, 0x4000, b"x").is_none());
         assert_eq!(client.refresh(&mut world, 600).code(), 437);
         assert_eq!(world.open.is_empty(), with_timer);
@@ -288,6 +288,58 @@ fn an_allocation_ends_in_time_with_and_without_its_timer() {
         assert_eq!(world.open.len(), 1);
         assert_eq!(world.shared.allocations(), 1);
     }
+}
+
+#[test]
+fn what_has_ended_takes_no_room_and_does_nothing_before_its_timer_comes() {
+    let limits = Limits {
+        permissions_per_allocation: 1,
+        channels_per_allocation: 1,
+        ..Limits::default()
+    };
+    let mut world = World::with(Options {
+        limits,
+        ..Options::default()
+    });
+    let mut client = client();
+    let relayed = client.allocate(&mut world);
+    client.refresh(&mut world, 3600);
+    client.bind(&mut world, 0x4000, PEER_A);
+    world.jump(300);
+    assert_eq!(client.permit(&mut world, &["1.2.3.9"]).code(), 0);
+    world.jump(299);
+    // The other permission lives, so there is no room.
+    assert_eq!(client.permit(&mut world, &["1.2.3.4"]).code(), 508);
+    world.jump(1);
+    assert_eq!(client.permit(&mut world, &["1.2.3.4"]).code(), 0);
+    // The channel ended in this second: data comes as an indication, and its number is free.
+    let Some(Packet::ToClient { bytes, .. }) = world.peer_packet(relayed, PEER_A, b"x") else {
+        panic!("nothing")
+    };
+    assert_eq!(Reply::read(&bytes).kind, DATA);
+    assert_eq!(client.channel_data(&mut world, 0x4000, b"x"), None);
+    assert_eq!(client.bind(&mut world, 0x4001, PEER_A).code(), 0);
+}
+
+#[test]
+fn a_channel_ends_on_time_although_no_timer_came() {
+    let mut world = World::new();
+    let mut client = client();
+    let relayed = client.allocate(&mut world);
+    client.refresh(&mut world, 3600);
+    client.bind(&mut world, 0x4000, PEER_A);
+    world.jump(299);
+    client.permit(&mut world, &["1.2.3.4"]);
+    world.jump(299);
+    client.permit(&mut world, &["1.2.3.4"]);
+    let first = |packet: Option<Packet>| match packet {
+        Some(Packet::ToClient { bytes, .. }) => bytes[0],
+        other => panic!("{other:?}"),
+    };
+    world.jump(1);
+    assert_eq!(first(world.peer_packet(relayed, PEER_A, b"x")), 0x40);
+    world.jump(1);
+    assert_eq!(first(world.peer_packet(relayed, PEER_A, b"x")), 0x00);
 }
 
 #[test]
@@ -303,7 +355,7 @@ fn a_port_that_does_not_open_is_replaced_before_the_client_hears() {
     assert_eq!(world.open.iter().next().unwrap().1, reply.relayed().port());
     assert_eq!(world.open.len(), 1);
     client.permit(&mut world, &["1.2.3.4"]);
-    assert!(world.from_peer(reply.relayed(), PEER_A, b"x").is_some());
+    assert!(world.peer_packet(reply.relayed(), PEER_A, b"x").is_some());
 
     let mut unlucky = Client::new("8.8.4.4:40001");
     unlucky.greet(&mut world);
@@ -361,7 +413,7 @@ fn outer_addresses_of_a_nat_are_ours_too() {
     };
     assert_eq!(alice.channel_data(&mut world, 0x4000, b"x"), Some(expected.clone()));
     // The same packet, had it come through the kernel.
-    assert_eq!(world.from_peer(rb, &inner.to_string(), b"x"), Some(expected));
+    assert_eq!(world.peer_packet(rb, &inner.to_string(), b"x"), Some(expected));
     alice.permit(&mut world, &["1.2.3.4"]);
     let Some(Packet::ToPeer { from, .. }) = alice.send(&mut world, PEER_A, b"x") else {
         panic!("nothing")

@@ -557,11 +557,11 @@ fn case_18_refresh() {
             .lifetime(),
         600
     );
-    assert!(world.from_peer(relayed, PEER_A, b"x").is_some());
+    assert!(world.peer_packet(relayed, PEER_A, b"x").is_some());
     let reply = client.refresh(&mut world, 0);
     assert_eq!((reply.code(), reply.lifetime()), (0, 0));
     assert_eq!(client.refresh(&mut world, 0).code(), 437);
-    assert!(world.from_peer(relayed, PEER_A, b"x").is_none());
+    assert!(world.peer_packet(relayed, PEER_A, b"x").is_none());
     assert!(world.open.is_empty());
 }
 
@@ -603,21 +603,21 @@ fn case_19_create_permission() {
     }
     // All or none.
     assert_eq!(client.permit(&mut world, &["1.2.3.4", "127.0.0.1"]).code(), 403);
-    assert!(world.from_peer(relayed, PEER_A, b"x").is_none());
+    assert!(world.peer_packet(relayed, PEER_A, b"x").is_none());
     assert_eq!(
         client
             .permit(&mut world, &["1.2.3.4", "1.2.3.5", "1.2.3.6", "1.2.3.7"])
             .code(),
         508
     );
-    assert!(world.from_peer(relayed, PEER_A, b"x").is_none());
+    assert!(world.peer_packet(relayed, PEER_A, b"x").is_none());
     assert_eq!(
         client
             .permit(&mut world, &["1.2.3.4", "1.2.3.4:7", "1.2.3.5", "1.2.3.6"])
             .code(),
         0
     );
-    assert!(world.from_peer(relayed, PEER_A, b"x").is_some());
+    assert!(world.peer_packet(relayed, PEER_A, b"x").is_some());
     assert_eq!(client.permit(&mut world, &["1.2.3.4"]).code(), 0);
     assert_eq!(client.permit(&mut world, &["1.2.3.9"]).code(), 508);
     world.pass(301);
@@ -696,14 +696,14 @@ fn case_21_packets_from_peers() {
     let mut world = World::new();
     let mut client = client();
     let relayed = client.allocate(&mut world);
-    assert!(world.from_peer(relayed, PEER_A, b"x").is_none());
+    assert!(world.peer_packet(relayed, PEER_A, b"x").is_none());
     client.permit(&mut world, &["1.2.3.4"]);
     for (peer, data) in [
         (PEER_A, b"hello".as_slice()),
         ("1.2.3.4:6000", b""),
         ("1.2.3.4:6001", b"four"),
     ] {
-        let Some(Packet::ToClient { to, bytes }) = world.from_peer(relayed, peer, data) else {
+        let Some(Packet::ToClient { to, bytes }) = world.peer_packet(relayed, peer, data) else {
             panic!("nothing")
         };
         assert_eq!(to, client.tuple.client());
@@ -718,12 +718,12 @@ fn case_21_packets_from_peers() {
         to: client.tuple.client(),
         bytes: channel_data(0x4001, b"hello"),
     };
-    assert_eq!(world.from_peer(relayed, PEER_A, b"hello"), Some(expected));
-    let Some(Packet::ToClient { bytes, .. }) = world.from_peer(relayed, "1.2.3.4:6000", b"x") else {
+    assert_eq!(world.peer_packet(relayed, PEER_A, b"hello"), Some(expected));
+    let Some(Packet::ToClient { bytes, .. }) = world.peer_packet(relayed, "1.2.3.4:6000", b"x") else {
         panic!("nothing")
     };
     assert_eq!(Reply::read(&bytes).kind, DATA);
-    assert!(world.from_peer(relayed, "1.2.3.5:5000", b"x").is_none());
+    assert!(world.peer_packet(relayed, "1.2.3.5:5000", b"x").is_none());
 }
 
 #[test]
@@ -752,10 +752,10 @@ fn case_22_channel_bind() {
     assert_eq!(client.bind(&mut world, 0x4000, "1.2.3.4:53").code(), 403);
     assert_eq!(client.bind(&mut world, 0x4000, "9.9.9.9:3478").code(), 403);
     assert_eq!(client.bind(&mut world, 0x4000, "[2a00::1]:5000").code(), 443);
-    assert!(world.from_peer(relayed, PEER_A, b"x").is_none());
+    assert!(world.peer_packet(relayed, PEER_A, b"x").is_none());
     assert_eq!(client.bind(&mut world, 0x4000, PEER_A).code(), 0);
-    assert!(world.from_peer(relayed, PEER_A, b"x").is_some());
-    assert!(world.from_peer(relayed, "1.2.3.4:9", b"x").is_some());
+    assert!(world.peer_packet(relayed, PEER_A, b"x").is_some());
+    assert!(world.peer_packet(relayed, "1.2.3.4:9", b"x").is_some());
     assert_eq!(client.bind(&mut world, 0x4000, "1.2.3.4:5001").code(), 400);
     assert_eq!(client.bind(&mut world, 0x4001, PEER_A).code(), 400);
     assert_eq!(client.bind(&mut world, 0x4000, PEER_A).code(), 0);
@@ -791,7 +791,7 @@ fn case_23_channel_data() {
     assert_eq!(client.channel_data(&mut world, 0x4000, b"x"), expected(b"x"));
     world.pass(1);
     assert_eq!(client.channel_data(&mut world, 0x4000, b"x"), None);
-    assert!(world.from_peer(relayed, PEER_A, b"x").is_none());
+    assert!(world.peer_packet(relayed, PEER_A, b"x").is_none());
     client.refresh(&mut world, 3600);
     client.permit(&mut world, &["1.2.3.4"]);
     assert_eq!(client.channel_data(&mut world, 0x4000, b"x"), expected(b"x"));
@@ -800,7 +800,7 @@ fn case_23_channel_data() {
     assert_eq!(client.channel_data(&mut world, 0x4000, b"x"), expected(b"x"));
     world.pass(1);
     assert_eq!(client.channel_data(&mut world, 0x4000, b"x"), None);
-    let Some(Packet::ToClient { bytes, .. }) = world.from_peer(relayed, PEER_A, b"x") else {
+    let Some(Packet::ToClient { bytes, .. }) = world.peer_packet(relayed, PEER_A, b"x") else {
         panic!("nothing")
     };
     assert_eq!(Reply::read(&bytes).kind, DATA);
@@ -811,7 +811,7 @@ fn case_23_channel_data() {
     let mut stream = Client::over("8.8.4.4:40001", Transport::Tls);
     let relayed = stream.allocate(&mut world);
     stream.bind(&mut world, 0x4000, PEER_A);
-    let Some(Packet::ToClient { bytes, .. }) = world.from_peer(relayed, PEER_A, b"hello") else {
+    let Some(Packet::ToClient { bytes, .. }) = world.peer_packet(relayed, PEER_A, b"hello") else {
         panic!("nothing")
     };
     assert_eq!(bytes, [channel_data(0x4000, b"hello"), vec![0; 3]].concat());
@@ -854,7 +854,7 @@ fn call(a: &mut World, b: &mut World, mut alice: Client, mut bob: Client) {
         assert_eq!(address, to.tuple.client());
         let reply = Reply::read(&bytes);
         assert_eq!((reply.kind, reply.addresses(PEER)), (DATA, vec![from]));
-        assert_eq!(reply.get(PAYLOAD).unwrap(), data);
+        assert_eq!(reply.get(PAYLOAD), Some(data));
     };
     let packet = alice.send(a, &rb_text, b"hello");
     indication(packet, &bob, ra, b"hello");

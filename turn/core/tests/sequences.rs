@@ -183,7 +183,7 @@ impl Life {
                 let (Some(relayed), Some(peer)) = (self.models[at].relayed, self.peer(peer)) else {
                     return Ok(());
                 };
-                let packet = self.world.from_peer(relayed, &peer.to_string(), b"data");
+                let packet = self.world.peer_packet(relayed, &peer.to_string(), b"data");
                 let model = &self.models[at];
                 let expected = model
                     .permits(peer.ip(), now)

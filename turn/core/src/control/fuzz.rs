@@ -152,13 +152,13 @@ impl Life {
                 let data = [header.as_slice(), &vec![0; usize::from(header[3])]].concat();
                 self.receive(&from, &data);
             }
-            5 => self.from_peer(script),
+            5 => self.peer_packet(script),
             6 => {
                 let seconds = match u64::from(script.number()) {
                     short @ 0..=243 => short / 8,
                     long => long * 5,
                 };
-                let with_timers = script.number() % 4 > 0;
+                let with_timers = !script.number().is_multiple_of(4);
                 self.pass(Duration::from_secs(seconds), with_timers);
             }
             7 => self.failing = script.number() % 8,
@@ -251,7 +251,7 @@ impl Life {
         }
     }
 
-    fn from_peer(&mut self, script: &mut Script<'_>) {
+    fn peer_packet(&mut self, script: &mut Script<'_>) {
         let (which, peer, length) = (script.number(), script.number(), usize::from(script.number()) * 300);
         let Some(relay) = self.open.get(usize::from(which) % self.open.len().max(1)).copied() else {
             return;

@@ -1,6 +1,10 @@
 //! A server with time and chance under control, and clients that know nothing of its code: they write and sign their messages on
 //! their own and have the integrity of every answer checked by a foreign library.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a helper of tests: what cannot be unwrapped is a failed test"
+)]
 
 use hmac::{Hmac, KeyInit, Mac};
 use md5::Digest;
@@ -364,7 +368,7 @@ impl World {
         hop.map(|hop| self.carry_out(hop, bytes))
     }
 
-    pub fn from_peer(&mut self, relayed: SocketAddr, peer: &str, data: &[u8]) -> Option<Packet> {
+    pub fn peer_packet(&mut self, relayed: SocketAddr, peer: &str, data: &[u8]) -> Option<Packet> {
         let relay = self.shared.relays().relay_of(relayed).unwrap();
         let (now, mut state) = (self.now(), self.state);
         let peer = PeerAddr::new(peer.parse().unwrap());
