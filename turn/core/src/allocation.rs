@@ -388,7 +388,7 @@ impl Allocations {
 
     /// As [`Allocations::find`], ended ones too.
     pub fn place_of(&self, client: &FiveTuple) -> Option<u32> {
-        let hash = self.hash_key.hash(&client.words());
+        let hash = self.hash_key.of_client(client);
         self.by_client.find(hash, |place| {
             self.get(place).is_some_and(|allocation| allocation.client == *client)
         })
@@ -457,18 +457,18 @@ impl Allocations {
         if let Some(slot) = self.slab.get_mut(place as usize) {
             *slot = Some(allocation);
         }
-        let (key, slab) = (self.hash_key, &self.slab);
+        let (key, slab) = (&self.hash_key, &self.slab);
         self.by_client
-            .insert(key.hash(&client.words()), place, |place| hash_of(key, slab, place));
+            .insert(key.of_client(&client), place, |place| hash_of(key, slab, place));
         self.deadlines.insert((expires, place));
         place
     }
 
     pub fn remove(&mut self, place: u32) -> Option<Box<Allocation>> {
         let client = self.get(place)?.client;
-        let (key, slab) = (self.hash_key, &self.slab);
+        let (key, slab) = (&self.hash_key, &self.slab);
         self.by_client
-            .remove(key.hash(&client.words()), place, |place| hash_of(key, slab, place));
+            .remove(key.of_client(&client), place, |place| hash_of(key, slab, place));
         let allocation = self.slab.get_mut(place as usize)?.take()?;
         self.deadlines.remove(&(allocation.deadline, place));
         self.vacant.push(place);
@@ -509,9 +509,9 @@ impl Allocations {
     }
 }
 
-fn hash_of(key: HashKey, slab: &[Option<Box<Allocation>>], place: u32) -> u64 {
+fn hash_of(key: &HashKey, slab: &[Option<Box<Allocation>>], place: u32) -> u64 {
     match slab.get(place as usize) {
-        Some(Some(allocation)) => key.hash(&allocation.client.words()),
+        Some(Some(allocation)) => key.of_client(&allocation.client),
         _ => 0,
     }
 }

@@ -130,13 +130,13 @@ impl Server {
         let forwarding = Forwarding::new(
             shared.index.clone(),
             shard,
-            shared.hash_key,
+            shared.hash_key.clone(),
             limits.per_allocation(),
             limits.total(),
         );
         Self {
             strangers: limits.challenges(),
-            allocations: Allocations::new(shared.hash_key),
+            allocations: Allocations::new(shared.hash_key.clone()),
             forwarding,
             outputs: VecDeque::new(),
             counters: Counters::new(),

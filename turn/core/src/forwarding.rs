@@ -285,8 +285,8 @@ impl Forwarding {
             if let Some(slot) = self.entries.get_mut(at) {
                 *slot = Some(Box::new(entry));
             }
-            let (key, entries) = (self.hash_key, &self.entries);
-            let hash = key.hash(&view.client.words());
+            let (key, entries) = (&self.hash_key, &self.entries);
+            let hash = key.of_client(&view.client);
             self.by_client.insert(hash, place, |place| hash_of(key, entries, place));
         }
         let Some(Some(entry)) = self.entries.get_mut(at) else {
@@ -335,9 +335,9 @@ impl Forwarding {
         for relay in relays.into_iter().flatten() {
             self.vacate(relay);
         }
-        let (key, entries) = (self.hash_key, &self.entries);
+        let (key, entries) = (&self.hash_key, &self.entries);
         self.by_client
-            .remove(key.hash(&client.words()), place, |place| hash_of(key, entries, place));
+            .remove(key.of_client(&client), place, |place| hash_of(key, entries, place));
         if let Some(slot) = self.entries.get_mut(place as usize) {
             *slot = None;
         }
@@ -355,7 +355,7 @@ impl Forwarding {
     }
 
     fn find(&self, client: &FiveTuple) -> Option<u32> {
-        let hash = self.hash_key.hash(&client.words());
+        let hash = self.hash_key.of_client(client);
         self.by_client.find(hash, |place| {
             self.entry(place).is_some_and(|entry| entry.client == *client)
         })
@@ -485,9 +485,9 @@ fn refill<T: Copy + Zeroize>(list: &mut Vec<T>, items: impl Iterator<Item = T>) 
     }
 }
 
-fn hash_of(key: HashKey, entries: &[Option<Box<Entry>>], place: u32) -> u64 {
+fn hash_of(key: &HashKey, entries: &[Option<Box<Entry>>], place: u32) -> u64 {
     match entries.get(place as usize) {
-        Some(Some(entry)) => key.hash(&entry.client.words()),
+        Some(Some(entry)) => key.of_client(&entry.client),
         _ => 0,
     }
 }

@@ -20,8 +20,8 @@
 #![forbid(unsafe_code)]
 
 pub mod time;
-pub mod table;
 pub mod wire;
+pub mod table;
 pub mod framing;
 pub mod attributes;
 pub mod auth;

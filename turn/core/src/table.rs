@@ -3,26 +3,33 @@
 //! In: a keyed hash and a number. Out: the number again. Never: holds an address: what was removed leaves nothing behind, which no
 //! table that stores its keys promises.
 
-use std::hash::Hasher;
+use crate::wire::FiveTuple;
+use std::hash::{DefaultHasher, Hasher};
 
 /// SipHash with a key the shell drew: who may choose addresses and ports cannot choose collisions.
-#[derive(Clone, Copy, Default)]
-pub struct HashKey([u64; 2]);
+#[derive(Clone)]
+pub struct HashKey(DefaultHasher);
 
 impl HashKey {
-    pub const fn new(key: [u64; 2]) -> Self {
-        Self(key)
+    /// The standard SipHash begins with a fixed key; a secret first block brings it to a state that nobody else knows.
+    pub fn new(key: [u64; 2]) -> Self {
+        let mut hasher = DefaultHasher::new();
+        key.iter().for_each(|word| hasher.write_u64(*word));
+        Self(hasher)
     }
 
     pub fn hash(&self, words: &[u64]) -> u64 {
-        // The standard SipHash begins with a fixed key; a secret first block gives the same state as nobody else's.
-        let mut hasher = std::hash::DefaultHasher::new();
-        hasher.write_u64(self.0[0]);
-        hasher.write_u64(self.0[1]);
-        for word in words {
-            hasher.write_u64(*word);
-        }
+        let mut hasher = self.0.clone();
+        words.iter().for_each(|word| hasher.write_u64(*word));
         hasher.finish()
+    }
+
+    /// The first word of an IPv4 client is zero, and the last one says which family it is.
+    pub fn of_client(&self, client: &FiveTuple) -> u64 {
+        match client.words() {
+            [0, low, rest] => self.hash(&[low, rest]),
+            words => self.hash(&words),
+        }
     }
 }
 
