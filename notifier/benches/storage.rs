@@ -1,18 +1,21 @@
-//! Plain timing of the two files: `cargo bench -p quietline-notifier --bench storage`, with `-- only-store` or `-- only-outbox`
-//! for one of them.
+//! Plain timing of the two files: `cargo bench -p quietline-notifier --bench storage`, with `-- only-store`, `-- only-outbox` or
+//! `-- only-driver` for one part of it.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use futures_util::StreamExt;
 use notifier_core::account::{AccountId, DeviceToken, Namespace, NamespaceSet, Service};
-use notifier_core::outbox::{Entry, EntryId, PushId};
+use notifier_core::outbox::{Entry, EntryId, Outcome, PushId};
 use notifier_core::seal::{Class, Priority, Sealed};
 use notifier_core::subscription::{DeviceId, Subscription};
 use quietline_notifier::outbox::sqlite::{Commit, open};
+use quietline_notifier::outbox::{Lane, OutboxFile, OutboxSettings};
 use quietline_notifier::store::sqlite::SqliteStore;
 use quietline_notifier::store::{LookupKey, StoreSettings, SubscriptionStore};
 use quietline_shared::redact::Secret;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
 
 const SUBSCRIPTIONS: u32 = 1_000_000;
 const RENEWALS: u32 = 100_000;
@@ -30,6 +33,10 @@ async fn main() {
         for group in [1, 16, 256, 1_024] {
             outbox(&folder.path().join(format!("outbox-{group}.db")), group).await;
         }
+    }
+    if wanted("driver") {
+        driver(&folder.path().join("flood.db"), None).await;
+        driver(&folder.path().join("steady.db"), Some(1_000)).await;
     }
 }
 
@@ -95,14 +102,18 @@ async fn puts(store: &SqliteStore, what: &str, in_flight: usize, numbers: impl I
     let began = Instant::now();
     let timed = numbers.map(async |n| {
         let began = Instant::now();
-        store.put(subscription(n, sig_ts)).await.unwrap();
+        store.put(&subscription(n, sig_ts)).await.unwrap();
         began.elapsed()
     });
-    let mut times: Vec<Duration> = futures_util::stream::iter(timed)
+    let times: Vec<Duration> = futures_util::stream::iter(timed)
         .buffer_unordered(in_flight)
         .collect()
         .await;
     report(&format!("puts: {what}"), times.len(), began.elapsed());
+    spread(times);
+}
+
+fn spread(mut times: Vec<Duration>) {
     times.sort();
     let at = |share: usize| times[(times.len() - 1) * share / 1_000];
     println!(
@@ -145,6 +156,68 @@ async fn outbox(path: &std::path::Path, group: i64) {
     writer.close().await;
 }
 
+/// Wakeups through the whole outbox to a provider that answers at once; `rate` a second, or as many as go with 4,096 messages
+/// waiting.
+async fn driver(path: &std::path::Path, rate: Option<u32>) {
+    let settings = OutboxSettings {
+        path: path.into(),
+        ..OutboxSettings::default()
+    };
+    let (pushes, mut lane) = mpsc::channel(500);
+    let (effects, _effects) = mpsc::channel(16);
+    let lanes = vec![Lane {
+        service: Service::Firebase,
+        concurrency: 500,
+        pushes,
+    }];
+    let file = OutboxFile::open(&settings).await.unwrap();
+    let running = file.start(lanes, effects, Duration::from_secs(3_600)).await.unwrap();
+    let count = rate.map_or(WAKEUPS, |rate| i64::from(rate) * 5);
+
+    let outcomes = running.handle.outcomes.clone();
+    let provider = tokio::spawn(async move {
+        for _ in 0..count {
+            let push = lane.recv().await.unwrap();
+            outcomes.send((push.id, Outcome::Delivered)).await.unwrap();
+        }
+    });
+    let began = Instant::now();
+    let mut pause = rate.map(|rate| tokio::time::interval(Duration::from_secs(1) / rate));
+    let mut answers = tokio::task::JoinSet::new();
+    let mut times = Vec::new();
+    for id in 1..=count {
+        match &mut pause {
+            Some(pause) => drop(pause.tick().await),
+            None if answers.len() >= 4_096 => times.extend(answers.join_next().await.unwrap()),
+            None => {}
+        }
+        let handle = running.handle.clone();
+        let sealed = Sealed::clone(&entry(id).sealed);
+        answers.spawn(async move {
+            let began = Instant::now();
+            handle
+                .accept(vec![sealed], vec![u128::to_le_bytes(id as u128)])
+                .await
+                .unwrap();
+            began.elapsed()
+        });
+    }
+    while let Some(time) = answers.join_next().await {
+        times.push(time.unwrap());
+    }
+    provider.await.unwrap();
+    let what = rate.map_or("as fast as it goes".to_owned(), |rate| format!("at {rate}/s"));
+    report(
+        &format!("driver: wakeups accepted and delivered, {what}"),
+        count as usize,
+        began.elapsed(),
+    );
+    spread(times);
+    running
+        .shutdown(tokio::time::Instant::now() + Duration::from_secs(10))
+        .await;
+}
+
 fn report(what: &str, count: usize, took: Duration) {
     println!(
         "{what}: {count} in {took:.2?} = {:.0}/s",
@@ -183,7 +256,7 @@ fn entry(id: i64) -> Entry {
     Entry {
         id: EntryId(id),
         push_id: PushId(u128::to_le_bytes(id as u128)),
-        sealed: Sealed {
+        sealed: Arc::new(Sealed {
             service: Service::Firebase,
             token: DeviceToken::new(vec![b'x'; 142]),
             body: vec![id as u8; size].into(),
@@ -191,7 +264,7 @@ fn entry(id: i64) -> Entry {
             class: Class::Visible,
             priority: Priority::High,
             expires_at_ms: i64::MAX,
-        },
+        }),
         deadline_ms: i64::MAX,
         attempt: 0,
     }

@@ -3,10 +3,13 @@
 //! Stages in the order of the data, then the tools and the wiring.
 #![forbid(unsafe_code)]
 
-pub mod command;
 pub mod http;
 pub mod store;
 pub mod watcher;
 pub mod outbox;
+pub mod dispatch;
 
 pub mod sqlite;
+pub mod settings;
+pub mod command;
+pub mod app;

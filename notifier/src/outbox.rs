@@ -1,16 +1,447 @@
-//! Wakeups not yet delivered, on disk.
+//! Keeps wakeups until a provider has answered.
+//!
+//! In: sealed wakeups with the marks of their messages, and the providers' outcomes. Out: pushes to the lanes, tokens that
+//! are gone. Never: talks to a provider, or says "accepted" before the disk has it.
+//!
+//! One task owns the decisions (`notifier_core::outbox`) and the file. Wakeups that wait become one commit; while it is on its
+//! way to the disk the next one forms.
+
 pub mod journal;
+mod report;
 pub mod sqlite;
 
 use crate::sqlite::SqliteFault;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use journal::{Done, Finished, Journal};
+use notifier_core::account::Service;
+use notifier_core::outbox::{self as core, Effect, EntryId, Outbox, Outcome, Push, PushId, RetryReason, Write};
+use notifier_core::seal::Sealed;
+use notifier_core::seeded::Seed;
 use serde::Deserialize;
+use sqlite::{Change, Mark, OutboxReader, OutboxWriter, SeenMark};
+use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior};
+
+/// The file, open, before anything is sent.
+#[derive(Debug)]
+pub struct OutboxFile {
+    settings: OutboxSettings,
+    writer: OutboxWriter,
+    reader: OutboxReader,
+}
+
+impl OutboxFile {
+    pub async fn open(settings: &OutboxSettings) -> Result<Self, OutboxError> {
+        let (writer, reader) = sqlite::open(&settings.path).await?;
+        Ok(Self {
+            settings: settings.clone(),
+            writer,
+            reader,
+        })
+    }
+
+    /// The marks seen at or after `since_ms` (Unix ms), the oldest first, in batches through `take`.
+    pub async fn load_marks(&self, since_ms: i64, mut take: impl FnMut(SeenMark)) -> Result<(), OutboxError> {
+        let mut after = 0;
+        while let Some((last, marks)) = self.reader.load_marks(after, since_ms).await? {
+            after = last;
+            marks.into_iter().for_each(&mut take);
+        }
+        Ok(())
+    }
+
+    /// Takes up what the last run left and starts the task.
+    ///
+    /// `effects` hears of dead tokens and stopped lanes; it must be read for as long as outcomes come.
+    /// `marks_kept` is how long a message counts as the same.
+    pub async fn start(
+        mut self,
+        lanes: Vec<Lane>,
+        effects: mpsc::Sender<Effect>,
+        marks_kept: Duration,
+    ) -> Result<Running, OutboxError> {
+        let mut random = Random::new()?;
+        let mut settings = core::OutboxSettings {
+            max_entries: self.settings.max_entries,
+            memory: self.settings.memory,
+            concurrency: [0; 3],
+            ..core::OutboxSettings::default()
+        };
+        for lane in &lanes {
+            settings.set_concurrency(lane.service, lane.concurrency);
+        }
+        let now_ms = unix_ms();
+        let expired = self.writer.remove_expired(now_ms).await?;
+        metrics::counter!("outbox_expired_at_start_total").increment(expired);
+        let mut machine = Outbox::new(settings, Seed::new(random.take()), self.writer.next_id().await?);
+        let mut after = EntryId(0);
+        loop {
+            let batch = self.reader.load_meta(after).await?;
+            let Some(last) = batch.last() else { break };
+            after = last.id;
+            for entry in batch {
+                machine.restore(entry, now_ms);
+            }
+        }
+
+        let (accepts, accept_queue) = mpsc::channel(ACCEPTS);
+        let (outcomes, outcome_queue) = mpsc::channel(OUTCOMES);
+        let (credentials, credential_queue) = mpsc::channel(CREDENTIALS);
+        let (stop, stopped) = oneshot::channel();
+        let driver = Driver {
+            machine,
+            journal: Journal::new(self.writer),
+            reader: self.reader,
+            lanes,
+            effects_out: effects,
+            effects: VecDeque::new(),
+            loading: None,
+            random,
+            marks_kept,
+            stop_at: None,
+        };
+        let task = tokio::spawn(driver.run(accept_queue, outcome_queue, credential_queue, stopped));
+        Ok(Running {
+            handle: OutboxHandle {
+                accepts,
+                outcomes,
+                credentials,
+            },
+            stop,
+            task,
+        })
+    }
+}
+
+/// The queue of one service's dispatch.
+#[derive(Debug)]
+pub struct Lane {
+    pub service: Service,
+    /// Pushes under way at once. The channel must hold as many.
+    pub concurrency: u32,
+    pub pushes: mpsc::Sender<Push>,
+}
+
+/// The running task.
+#[derive(Debug)]
+pub struct Running {
+    pub handle: OutboxHandle,
+    stop: oneshot::Sender<Instant>,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    /// Takes and sends nothing new, waits for what is under way until `deadline`, and closes the file. What was not sent is in it.
+    pub async fn shutdown(self, deadline: Instant) {
+        let _ = self.stop.send(deadline);
+        // An error is a panic of the task, which has been reported where it happened; the file holds.
+        let _ = self.task.await;
+    }
+}
+
+/// How others reach the task.
+#[derive(Clone, Debug)]
+pub struct OutboxHandle {
+    accepts: mpsc::Sender<Accept>,
+    /// Every push that went to a lane must come back here, once.
+    pub outcomes: mpsc::Sender<(EntryId, Outcome)>,
+    /// Services whose credential was exchanged: a stopped lane tries again at once.
+    pub credentials: mpsc::Sender<Service>,
+}
+
+impl OutboxHandle {
+    /// Waits until the wakeups and the marks are on disk, both, or refused, both. A wakeup that is worthless or finds no room
+    /// is dropped and counted; its mark stays.
+    pub async fn accept(&self, wakeups: Vec<Sealed>, marks: Vec<Mark>) -> Result<(), OutboxError> {
+        let (done, answer) = oneshot::channel();
+        self.send(Accept { wakeups, marks, done }).await?;
+        answer.await.map_err(|_| OutboxError::Closed)?
+    }
+
+    /// As [`Self::accept`] for those who wait elsewhere; waits only for a place in the queue.
+    pub async fn send(&self, accept: Accept) -> Result<(), OutboxError> {
+        self.accepts.send(accept).await.map_err(|_| OutboxError::Closed)
+    }
+}
+
+/// The wakeups of some messages and the marks of these messages.
+#[derive(Debug)]
+pub struct Accept {
+    pub wakeups: Vec<Sealed>,
+    pub marks: Vec<Mark>,
+    pub done: Done,
+}
+
+struct Driver {
+    machine: Outbox,
+    journal: Journal,
+    reader: OutboxReader,
+    lanes: Vec<Lane>,
+    effects_out: mpsc::Sender<Effect>,
+    /// Those the channel had no room for.
+    effects: VecDeque<Effect>,
+    loading: Option<BoxFuture<'static, Loaded>>,
+    random: Random,
+    marks_kept: Duration,
+    /// Once set, nothing new is taken or sent.
+    stop_at: Option<Instant>,
+}
+
+type Loaded = Vec<(EntryId, Option<Sealed>)>;
+
+enum Event {
+    Finished(Finished),
+    Outcomes,
+    Accepts,
+    Loaded(Loaded),
+    CredentialChanged(Service),
+    EffectPlace(bool),
+    Stop(Option<Instant>),
+    Tick,
+    Time,
+}
+
+impl Driver {
+    async fn run(
+        mut self,
+        mut accept_queue: mpsc::Receiver<Accept>,
+        mut outcome_queue: mpsc::Receiver<(EntryId, Outcome)>,
+        mut credential_queue: mpsc::Receiver<Service>,
+        mut stopped: oneshot::Receiver<Instant>,
+    ) {
+        let mut accepts = Vec::with_capacity(ACCEPTS_AT_ONCE);
+        let mut outcomes = Vec::with_capacity(OUTCOMES);
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            self.pump();
+            if self.is_done(&accept_queue) {
+                break;
+            }
+            let wake_at = self.wake_at();
+            let event = tokio::select! {
+                finished = self.journal.finished() => Event::Finished(finished),
+                _ = outcome_queue.recv_many(&mut outcomes, OUTCOMES), if self.hears(&outcome_queue) => Event::Outcomes,
+                _ = accept_queue.recv_many(&mut accepts, ACCEPTS_AT_ONCE), if self.takes(&accept_queue) => Event::Accepts,
+                loaded = next_loaded(&mut self.loading) => Event::Loaded(loaded),
+                Some(service) = credential_queue.recv() => Event::CredentialChanged(service),
+                permit = self.effects_out.reserve(), if !self.effects.is_empty() => Event::EffectPlace(permit.is_ok()),
+                deadline = &mut stopped, if self.stop_at.is_none() => Event::Stop(deadline.ok()),
+                _ = tick.tick() => Event::Tick,
+                () = tokio::time::sleep_until(wake_at) => Event::Time,
+            };
+            let now_ms = unix_ms();
+            match event {
+                Event::Finished(finished) => {
+                    self.machine.handle_written(finished.durable);
+                    self.machine.handle_write_failed(finished.refused);
+                }
+                Event::Outcomes => {
+                    for (id, outcome) in outcomes.drain(..) {
+                        self.machine.handle_outcome(id, outcome, now_ms, self.random.number());
+                    }
+                }
+                Event::Accepts => accepts.drain(..).for_each(|accept| self.accept(accept, now_ms)),
+                Event::Loaded(loaded) => loaded.into_iter().for_each(|(id, sealed)| match sealed {
+                    Some(sealed) => self.machine.handle_loaded(id, sealed),
+                    None => self.machine.handle_unreadable(id),
+                }),
+                Event::CredentialChanged(service) => self.machine.handle_credential_changed(service, now_ms),
+                Event::EffectPlace(there) => self.hand_over_effects(there),
+                Event::Stop(deadline) => {
+                    // Without a deadline whoever ran this is gone.
+                    self.stop_at = Some(deadline.unwrap_or_else(Instant::now));
+                    accept_queue.close();
+                }
+                Event::Tick => self.tick(now_ms),
+                Event::Time => {}
+            }
+        }
+        self.reader.close().await;
+        report::report(&self.machine, unix_ms());
+        self.journal.close(unix_ms()).await;
+    }
+
+    /// Carries what the machine decided to the file, the lanes and the others.
+    fn pump(&mut self) {
+        let (now, now_ms) = (Instant::now(), unix_ms());
+        if self.machine.next_deadline().is_some_and(|deadline| deadline <= now_ms) {
+            self.machine.handle_timeout(now_ms);
+        }
+        if self.stop_at.is_none() {
+            while let Some(push) = self.machine.poll_send(now_ms) {
+                self.send(push, now_ms);
+            }
+            if self.loading.is_none() {
+                let ids = self.machine.poll_load(LOAD_AT_ONCE, now_ms);
+                self.loading = (!ids.is_empty()).then(|| load(self.reader.clone(), ids).boxed());
+            }
+        }
+        while let Some(write) = self.machine.poll_write() {
+            match write {
+                Write::Remove(id) => self.journal.remove(id, now),
+                Write::Change { id, attempt, fallback } => self.journal.change(Change { id, attempt, fallback }, now),
+            }
+        }
+        self.journal.start(now, now_ms);
+        self.effects.extend(std::iter::from_fn(|| self.machine.poll_effect()));
+    }
+
+    fn send(&mut self, push: Push, now_ms: i64) {
+        let id = push.id;
+        let lane = self.lanes.iter().find(|lane| lane.service == push.sealed.service);
+        if lane.is_none_or(|lane| lane.pushes.try_send(push).is_err()) {
+            // The channel holds as many as may be under way, so it is closed: its dispatch has ended before us.
+            let outcome = Outcome::Retry {
+                after: None,
+                reason: RetryReason::Connection,
+            };
+            self.machine.handle_outcome(id, outcome, now_ms, self.random.number());
+        }
+    }
+
+    fn accept(&mut self, accept: Accept, now_ms: i64) {
+        let Accept { wakeups, marks, done } = accept;
+        let mut entries = Vec::with_capacity(wakeups.len());
+        for sealed in wakeups {
+            match self.machine.accept(sealed, PushId(self.random.take()), now_ms) {
+                Ok(entry) => entries.push(entry),
+                Err(rejected) => metrics::counter!("outbox_rejected_total", "reason" => rejected.label()).increment(1),
+            }
+        }
+        self.journal.add(entries, marks, done);
+    }
+
+    /// `there` = the channel has a place; otherwise nobody listens any more.
+    fn hand_over_effects(&mut self, there: bool) {
+        if !there {
+            self.effects.clear();
+        }
+        while let Some(effect) = self.effects.pop_front() {
+            if let Err(TrySendError::Full(effect)) = self.effects_out.try_send(effect) {
+                self.effects.push_front(effect);
+                return;
+            }
+        }
+    }
+
+    fn tick(&mut self, now_ms: i64) {
+        report::report(&self.machine, now_ms);
+        let kept_ms = i64::try_from(self.marks_kept.as_millis()).unwrap_or(i64::MAX);
+        self.journal
+            .forget_marks_before(now_ms.saturating_sub(kept_ms), Instant::now());
+    }
+
+    /// Whether outcomes are read: not while those who hear of dead tokens lag behind.
+    fn hears(&self, queue: &mpsc::Receiver<(EntryId, Outcome)>) -> bool {
+        self.effects.len() < EFFECTS && !(queue.is_closed() && queue.is_empty())
+    }
+
+    fn takes(&self, queue: &mpsc::Receiver<Accept>) -> bool {
+        self.journal.room() > 0 && !(queue.is_closed() && queue.is_empty())
+    }
+
+    fn is_done(&self, queue: &mpsc::Receiver<Accept>) -> bool {
+        let Some(stop_at) = self.stop_at else { return false };
+        let under_way = Service::ALL
+            .into_iter()
+            .any(|service| self.machine.in_flight(service) > 0);
+        let finished = !under_way && queue.is_empty() && self.journal.is_idle() && self.effects.is_empty();
+        finished || stop_at <= Instant::now()
+    }
+
+    /// When there is something to do although nothing happens.
+    fn wake_at(&self) -> Instant {
+        let now = Instant::now();
+        // What is due already waits for something else that is announced: a body, or the end of a commit.
+        let soon = now + SOON;
+        let machine = match self.stop_at {
+            Some(stop_at) => Some(stop_at),
+            None => self.machine.next_deadline().map(|deadline_ms| {
+                let wait_ms = deadline_ms.saturating_sub(unix_ms()).clamp(0, LONGEST_WAIT_MS);
+                (now + Duration::from_millis(wait_ms.unsigned_abs())).max(soon)
+            }),
+        };
+        let journal = self.journal.poll_timeout(now);
+        [machine, journal].into_iter().flatten().min().unwrap_or(now + TICK)
+    }
+}
+
+/// The bodies of `ids`; one that is missing or damaged is `None`. A disk that fails is asked again.
+async fn load(reader: OutboxReader, ids: Vec<EntryId>) -> Loaded {
+    let found = loop {
+        match reader.load_bodies(&ids).await {
+            Ok(found) => break found,
+            Err(fault) => {
+                metrics::counter!("outbox_faults_total", "reason" => fault.label()).increment(1);
+                if !fault.is_retryable() {
+                    break Vec::new();
+                }
+                tokio::time::sleep(LOAD_PAUSE).await;
+            }
+        }
+    };
+    let mut found: HashMap<EntryId, Option<Sealed>> = found.into_iter().collect();
+    ids.into_iter().map(|id| (id, found.remove(&id).flatten())).collect()
+}
+
+async fn next_loaded(loading: &mut Option<BoxFuture<'static, Loaded>>) -> Loaded {
+    let Some(load) = loading else {
+        return std::future::pending().await;
+    };
+    let loaded = load.await;
+    *loading = None;
+    loaded
+}
+
+/// Random bytes from the system, fetched many at a time.
+struct Random {
+    buffer: [u8; 4_096],
+    taken: usize,
+}
+
+impl Random {
+    fn new() -> Result<Self, OutboxError> {
+        let mut random = Self {
+            buffer: [0; 4_096],
+            taken: 0,
+        };
+        getrandom::fill(&mut random.buffer).map_err(|_| OutboxError::NoRandomness)?;
+        Ok(random)
+    }
+
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        if let Some(bytes) = self.buffer.get(self.taken..).and_then(|rest| rest.first_chunk()) {
+            self.taken += N;
+            return *bytes;
+        }
+        // It worked at the start. Should it fail now, bytes repeat: providers see one name twice, retries lose their spread.
+        let _ = getrandom::fill(&mut self.buffer);
+        self.taken = 0;
+        self.buffer.first_chunk().copied().unwrap_or([0; N])
+    }
+
+    fn number(&mut self) -> u64 {
+        u64::from_ne_bytes(self.take())
+    }
+}
+
+fn unix_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutboxSettings {
     pub path: PathBuf,
-    /// Wakeups kept at most; beyond that the least valuable goes first.
+    /// Wakeups kept at most; beyond that the least valuable goes first, of these the oldest.
     pub max_entries: usize,
     /// Wakeup bodies kept in memory, bytes; the rest waits on disk.
     pub memory: usize,
@@ -18,7 +449,11 @@ pub struct OutboxSettings {
 
 impl Default for OutboxSettings {
     fn default() -> Self {
-        Self { path: "data/outbox.db".into(), max_entries: 1_000_000, memory: 64 << 20 }
+        Self {
+            path: "data/outbox.db".into(),
+            max_entries: 1_000_000,
+            memory: 64 << 20,
+        }
     }
 }
 
@@ -37,6 +472,8 @@ pub enum OutboxError {
     Version,
     #[error("the outbox is closed")]
     Closed,
+    #[error("the system gives no random numbers")]
+    NoRandomness,
     #[error("the database refused a statement (code {code})")]
     Internal { code: i32 },
 }
@@ -50,8 +487,14 @@ impl OutboxError {
             Self::Damaged => "damaged",
             Self::Version => "version",
             Self::Closed => "closed",
+            Self::NoRandomness => "no_randomness",
             Self::Internal { .. } => "internal",
         }
+    }
+
+    /// Whether the same wakeups can be accepted later.
+    pub const fn is_retryable(self) -> bool {
+        matches!(self, Self::DiskFull | Self::Unavailable)
     }
 }
 
@@ -68,3 +511,31 @@ impl From<SqliteFault> for OutboxError {
         }
     }
 }
+
+/// Groups of wakeups waiting for the task; beyond that `accept` waits.
+const ACCEPTS: usize = 4_096;
+
+const ACCEPTS_AT_ONCE: usize = 256;
+
+const OUTCOMES: usize = 1_024;
+
+const CREDENTIALS: usize = 8;
+
+/// Effects that nobody has taken; beyond that outcomes wait.
+const EFFECTS: usize = 1_024;
+
+/// Bodies in one read.
+const LOAD_AT_ONCE: usize = 256;
+
+/// Before a failed read is tried again.
+const LOAD_PAUSE: Duration = Duration::from_secs(1);
+
+/// Metrics, and marks that are too old. A commit of marks takes at most 4,096 rows: 2,000 a second can go.
+const TICK: Duration = Duration::from_secs(2);
+
+const SOON: Duration = Duration::from_millis(2);
+
+const LONGEST_WAIT_MS: i64 = 60_000;
+
+#[cfg(test)]
+mod tests;

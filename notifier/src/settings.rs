@@ -2,11 +2,12 @@
 //!
 //! In: a path. Out: [`Settings`] with every key read, or every fault. Never: prints what a secret file holds.
 
-use crate::dispatch::DispatchSettings;
+use crate::dispatch::{Apns, ApnsSettings, DispatchSettings, Fcm, SettingsFault};
 use crate::outbox::OutboxSettings;
 use crate::store::StoreSettings;
-use crate::watcher::WatcherSettings;
-use crate::{http, store};
+use crate::watcher::nodes::SeedSource;
+use crate::{http, store, watcher};
+use notifier_core::account::Service;
 use notifier_core::confirm::ConfirmSettings;
 use notifier_core::fanout::DedupeSettings;
 use notifier_core::seal::{Padding, SealSettings};
@@ -25,7 +26,8 @@ pub struct Settings {
     pub onion_key: Secret<[u8; 32]>,
     pub store: StoreSettings,
     pub lookup_key: store::LookupKey,
-    pub watcher: WatcherSettings,
+    pub watcher: watcher::Settings,
+    pub seeds: Vec<SeedSource>,
     pub link_key: Secret<[u8; 32]>,
     pub event: EventSettings,
     pub fanout: DedupeSettings,
@@ -66,7 +68,11 @@ impl Default for EventSettings {
 
 impl EventSettings {
     pub fn confirm(&self) -> ConfirmSettings {
-        ConfirmSettings { hold_for: self.hold_for, hold_max: self.hold_max, ..ConfirmSettings::default() }
+        ConfirmSettings {
+            hold_for: self.hold_for,
+            hold_max: self.hold_max,
+            ..ConfirmSettings::default()
+        }
     }
 }
 
@@ -82,7 +88,10 @@ struct FanoutSettings {
 impl Default for FanoutSettings {
     fn default() -> Self {
         let dedupe = DedupeSettings::default();
-        Self { dedupe_window: dedupe.window, dedupe_max: dedupe.max }
+        Self {
+            dedupe_window: dedupe.window,
+            dedupe_max: dedupe.max,
+        }
     }
 }
 
@@ -104,7 +113,11 @@ enum PaddingName {
 
 impl Default for SealSection {
     fn default() -> Self {
-        Self { padding: PaddingName::TwoClasses, skip_typing: true, skip_too_long_config: true }
+        Self {
+            padding: PaddingName::TwoClasses,
+            skip_typing: true,
+            skip_too_long_config: true,
+        }
     }
 }
 
@@ -112,11 +125,17 @@ impl Default for SealSection {
 pub fn read(path: &Path) -> Result<(Settings, Warnings), Faults> {
     let mut file = SettingsFile::read(path)?;
     let http = file.section::<http::Settings>("http");
-    let onion_key = http.as_ref().and_then(|http| file.key_32("http.onion_key_file", &http.onion_key_file));
+    let onion_key = http
+        .as_ref()
+        .and_then(|http| file.key_32("http.onion_key_file", &http.onion_key_file));
     let store = file.section::<StoreSettings>("store");
-    let lookup_key = store.as_ref().and_then(|store| file.key_32("store.lookup_key_file", &store.lookup_key_file));
-    let watcher = file.section::<WatcherSettings>("watcher");
-    let link_key = watcher.as_ref().and_then(|watcher| file.key_32("watcher.key_file", &watcher.key_file));
+    let lookup_key = store
+        .as_ref()
+        .and_then(|store| file.key_32("store.lookup_key_file", &store.lookup_key_file));
+    let watcher = file.section::<watcher::Settings>("watcher");
+    let link_key = watcher
+        .as_ref()
+        .and_then(|watcher| file.key_32("watcher.key_file", &watcher.key_file));
     let event = file.section::<EventSettings>("event");
     let fanout = file.section::<FanoutSettings>("fanout");
     let seal = file.section::<SealSection>("seal");
@@ -125,14 +144,26 @@ pub fn read(path: &Path) -> Result<(Settings, Warnings), Faults> {
     let ops = file.section::<OpsSettings>("ops");
     let log = file.section::<LogSettings>("log");
     let lifecycle = file.section::<lifecycle::Settings>("lifecycle");
+    let mut seeds = Vec::new();
     if let Some(watcher) = &watcher {
-        for (place, problem, expected) in watcher.faults() {
-            file.fault(place, problem, expected);
+        for (setting, expected) in watcher.faults() {
+            file.fault(&format!("watcher.{setting}"), "cannot work", expected);
+        }
+        for seed in &watcher.seed {
+            match open_seed(seed) {
+                Ok(seed) => seeds.push(seed),
+                Err(problem) => file.fault(
+                    "watcher.seed",
+                    problem,
+                    "an https:// URL, and a PEM file if it is pinned",
+                ),
+            }
         }
     }
     if let Some(dispatch) = &dispatch {
-        for (place, problem, expected) in dispatch.faults() {
-            file.fault(&place, problem, expected);
+        for fault in provider_faults(dispatch) {
+            let place = format!("dispatch.{}.{}", fault.service.name(), fault.setting);
+            file.fault(&place, fault.fault.to_string(), "what deploy/notifier.toml shows");
         }
     }
     let warnings = file.finish()?;
@@ -145,9 +176,13 @@ pub fn read(path: &Path) -> Result<(Settings, Warnings), Faults> {
             store: store?,
             lookup_key: store::LookupKey::new(lookup_key?),
             watcher: watcher?,
+            seeds,
             link_key: link_key?,
             event: event?,
-            fanout: DedupeSettings { window: fanout.dedupe_window, max: fanout.dedupe_max },
+            fanout: DedupeSettings {
+                window: fanout.dedupe_window,
+                max: fanout.dedupe_max,
+            },
             seal: SealSettings {
                 padding: match seal.padding {
                     PaddingName::TwoClasses => Padding::TwoClasses,
@@ -164,4 +199,33 @@ pub fn read(path: &Path) -> Result<(Settings, Warnings), Faults> {
         })
     })();
     Ok((all.expect("a section that is missing is a fault"), warnings))
+}
+
+fn open_seed(seed: &watcher::SeedSettings) -> Result<SeedSource, String> {
+    let pinned = match &seed.certificate_file {
+        Some(path) => Some(std::fs::read(path).map_err(|_| "its certificate_file cannot be read".to_owned())?),
+        None => None,
+    };
+    SeedSource::new(&seed.url, pinned.as_deref()).map_err(|fault| fault.to_string())
+}
+
+/// Makes every provider once, so that a key that cannot be used is told before anything starts.
+fn provider_faults(dispatch: &DispatchSettings) -> Vec<SettingsFault> {
+    let apns = |service, section: &Option<ApnsSettings>| {
+        section
+            .as_ref()
+            .and_then(|section| Apns::new(service, section, dispatch.timeout).err())
+    };
+    let firebase = dispatch
+        .firebase
+        .as_ref()
+        .and_then(|section| Fcm::new(section, dispatch.timeout).err());
+    [
+        apns(Service::Apns, &dispatch.apns),
+        apns(Service::ApnsSandbox, &dispatch.apns_sandbox),
+        firebase,
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }

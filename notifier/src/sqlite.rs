@@ -111,10 +111,16 @@ impl Writer {
         };
     }
 
-    /// Leaves no transaction open after a failed script.
-    pub async fn roll_back(&mut self) {
-        // It fails if SQLite has rolled back by itself, which is as good.
+    /// Cleans up after a failed script, and names the fault.
+    pub async fn recover(&mut self, error: sqlx::Error) -> SqliteFault {
+        // No transaction may stay open. It fails if SQLite has rolled back by itself, which is as good.
         let _ = self.run("ROLLBACK").await;
+        let fault = error.into();
+        if fault == SqliteFault::DiskFull {
+            // The WAL can be most of what fills the disk, and even a removal has to be appended to it.
+            self.truncate().await;
+        }
+        fault
     }
 
     pub async fn close(mut self) {

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 /// What every home of subscriptions can do. Changes of one device take effect in the order of the calls.
 pub trait SubscriptionStore: Send + Sync + 'static {
     /// Stores or renews. Durable when it returns.
-    fn put(&self, subscription: Subscription) -> BoxFuture<'_, Result<Put, StoreError>>;
+    fn put(&self, subscription: &Subscription) -> BoxFuture<'_, Result<Put, StoreError>>;
 
     /// Forgets one device of one account; whether it was there. Durable when it returns.
     fn remove<'a>(&'a self, device: &'a DeviceId) -> BoxFuture<'a, Result<bool, StoreError>>;
@@ -123,6 +123,11 @@ impl LookupKey {
         Self(key)
     }
 
+    /// Another key for another purpose, so that one more file need not be kept.
+    pub fn derive(&self, purpose: &str) -> Secret<[u8; 32]> {
+        Secret::new(keyed_hash_32(&self.0, &[purpose.as_bytes()]))
+    }
+
     fn lookup(&self, device: &DeviceId) -> Lookup {
         keyed_hash_32(
             &self.0,
@@ -145,3 +150,27 @@ pub const LOAD_BATCH: usize = 500;
 
 /// Subscriptions in one item of `scan`.
 pub const SCAN_BATCH: i64 = 1_024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_need_the_key_file_and_refuse_unknown_keys() {
+        let read = serde_json::from_str::<StoreSettings>;
+        assert_eq!(
+            read(r#"{"lookup_key_file": "k"}"#).unwrap().path,
+            PathBuf::from("data/subscriptions.db")
+        );
+        assert!(read("{}").is_err());
+        assert!(read(r#"{"lookup_key_file": "k", "paht": "x"}"#).is_err());
+    }
+
+    #[test]
+    fn a_day_ends_at_midnight_also_before_1970() {
+        assert_eq!(
+            [-86_401, -86_400, -1, 0, 86_399, 86_400].map(day_of),
+            [-2, -1, -1, 0, 0, 1]
+        );
+    }
+}

@@ -1,2 +1,439 @@
-//! ground
+//! Drives the watch: links to the storage nodes, the node list, the records that renewals need.
+//!
+//! In: changed accounts, records on request. Out: `Incoming` notifications with the node that sent them, the swarm ring.
+//! Never: reads a notification, drops one of a node in charge, or waits for a store.
+
 pub mod link;
+pub mod nodes;
+#[cfg(test)]
+mod fakes;
+mod routes;
+mod settings;
+
+pub use settings::{OxendSettings, SeedSettings, Settings};
+
+use bytes::Bytes;
+use link::{FromLink, LinkHandle, LinkId, LinkSettings, Notify};
+use nodes::{Nodes, NodesSettings, SeedSource};
+use notifier_core::account::AccountId;
+use notifier_core::omq::{Address, Identity, RequestFailure};
+use notifier_core::swarm::{Node, NodeKey, SwarmId, SwarmRing};
+use notifier_core::watch::{Action, BatchId, Coverage, LinkEnd, RecordFault, ReplyFault, Watch, WatchSettings};
+use routes::{Routes, SwarmLinks};
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
+
+/// What the app tells the watcher.
+#[derive(Debug)]
+pub enum Command {
+    /// A new account, or one with a new record. Without `record` it is read from the source.
+    AccountChanged { account: AccountId, record: Option<Bytes> },
+    /// Its last device is gone.
+    AccountRemoved { account: AccountId },
+}
+
+/// One notification of a node that is watched for this swarm.
+pub struct Incoming {
+    pub node: NodeKey,
+    pub swarm: SwarmId,
+    /// Whether another node of the swarm could report the same message.
+    pub second_link_up: bool,
+    /// Not parsed.
+    pub body: Bytes,
+}
+
+/// Where the records of accounts are read when they are renewed.
+pub trait RecordSource: Send + Sync + 'static {
+    /// Every record of each account, as dicts for `monitor.messages`. An account without one may be left out.
+    fn records(
+        &self,
+        accounts: Vec<AccountId>,
+    ) -> impl Future<Output = Result<Vec<(AccountId, Vec<Bytes>)>, RecordsUnavailable>> + Send;
+}
+
+/// The store cannot be read now; it is asked again in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the records cannot be read now")]
+pub struct RecordsUnavailable;
+
+/// What the watcher runs with.
+pub struct Parts<S> {
+    pub watch: WatchSettings,
+    pub link: LinkSettings,
+    /// The key of all links. Two notifiers must never share one.
+    pub identity: Arc<Identity>,
+    pub oxends: Vec<Address>,
+    pub seeds: Vec<SeedSource>,
+    pub node_list_file: std::path::PathBuf,
+    pub refresh_interval: Duration,
+    pub max_list_change: f64,
+    pub records: S,
+    /// Where notifications go. While it is full the nodes wait.
+    pub incoming: mpsc::Sender<Incoming>,
+}
+
+/// The running watcher. It stops, and hangs up, when this is dropped.
+pub struct Watcher {
+    pub commands: mpsc::Sender<Command>,
+    /// For the start: accounts with their record, streamed. It is not read while too much waits for links, and not before
+    /// there is a node list, so the stream waits by itself.
+    pub stream: mpsc::Sender<(AccountId, Bytes)>,
+    /// The newest ring; empty until there is a node list.
+    pub ring: watch::Receiver<Arc<SwarmRing>>,
+    /// Renewed every second.
+    pub coverage: watch::Receiver<Coverage>,
+    _tasks: JoinSet<()>,
+}
+
+pub fn spawn<S: RecordSource>(parts: Parts<S>) -> Watcher {
+    let (commands, command_inbox) = mpsc::channel(4096);
+    let (stream, stream_inbox) = mpsc::channel(4096);
+    let (publish_ring, ring) = watch::channel(Arc::default());
+    let (publish_coverage, coverage) = watch::channel(Coverage::default());
+    let (events, event_inbox) = mpsc::channel(4096);
+    let (notifies, notify_inbox) = mpsc::channel(1024);
+    let (loaded, loaded_inbox) = mpsc::channel(64);
+    let link = Arc::new(parts.link);
+    let nodes = Nodes::spawn(NodesSettings {
+        oxends: parts.oxends,
+        seeds: parts.seeds,
+        file: parts.node_list_file,
+        refresh_interval: parts.refresh_interval,
+        max_list_change: parts.max_list_change,
+        link: Arc::clone(&link),
+        identity: Arc::clone(&parts.identity),
+    });
+    let routes = Arc::new(Routes::default());
+    let driver = Driver {
+        watch: Watch::new(parts.watch, *parts.identity.public(), nodes::random()),
+        link,
+        identity: parts.identity,
+        links: HashMap::new(),
+        link_by_node: HashMap::new(),
+        swarm_links: HashMap::new(),
+        last_link: 0,
+        routes: Arc::clone(&routes),
+        events,
+        notifies,
+        records: Arc::new(parts.records),
+        loaded,
+        loads: JoinSet::new(),
+        publish_ring,
+        publish_coverage,
+        has_nodes: false,
+        wrong_swarm: 0,
+    };
+    let inboxes = Inboxes {
+        commands: command_inbox,
+        stream: stream_inbox,
+        events: event_inbox,
+        loaded: loaded_inbox,
+    };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(forward(notify_inbox, routes, parts.incoming));
+    tasks.spawn(driver.run(nodes, inboxes));
+    Watcher {
+        commands,
+        stream,
+        ring,
+        coverage,
+        _tasks: tasks,
+    }
+}
+
+/// Gives each notification its sender's name. One hop for all links, so that the app needs no map of them.
+async fn forward(mut inbox: mpsc::Receiver<Notify>, routes: Arc<Routes>, incoming: mpsc::Sender<Incoming>) {
+    let mut batch = Vec::with_capacity(BATCH);
+    while inbox.recv_many(&mut batch, BATCH).await > 0 {
+        for Notify { link, body } in batch.drain(..) {
+            let Some(sender) = routes.sender(link) else {
+                metrics::counter!("watch_notifications_unrouted_total").increment(1);
+                continue;
+            };
+            let notification = Incoming {
+                node: sender.node,
+                swarm: sender.swarm,
+                second_link_up: sender.second_link_up,
+                body,
+            };
+            if incoming.send(notification).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+type Loaded = (BatchId, Result<Vec<(AccountId, Vec<Bytes>)>, RecordsUnavailable>);
+
+struct Inboxes {
+    commands: mpsc::Receiver<Command>,
+    stream: mpsc::Receiver<(AccountId, Bytes)>,
+    events: mpsc::Receiver<(LinkId, FromLink)>,
+    loaded: mpsc::Receiver<Loaded>,
+}
+
+struct Driver<S> {
+    watch: Watch,
+    link: Arc<LinkSettings>,
+    identity: Arc<Identity>,
+    links: HashMap<LinkId, Link>,
+    link_by_node: HashMap<NodeKey, LinkId>,
+    swarm_links: HashMap<SwarmId, Arc<SwarmLinks>>,
+    last_link: u64,
+    routes: Arc<Routes>,
+    events: mpsc::Sender<(LinkId, FromLink)>,
+    notifies: mpsc::Sender<Notify>,
+    records: Arc<S>,
+    loaded: mpsc::Sender<Loaded>,
+    loads: JoinSet<()>,
+    publish_ring: watch::Sender<Arc<SwarmRing>>,
+    publish_coverage: watch::Sender<Coverage>,
+    has_nodes: bool,
+    /// Records refused for the wrong swarm, as last seen.
+    wrong_swarm: u64,
+}
+
+struct Link {
+    node: NodeKey,
+    handle: LinkHandle,
+    up: bool,
+}
+
+impl<S: RecordSource> Driver<S> {
+    async fn run(mut self, mut nodes: Nodes, mut inboxes: Inboxes) {
+        let mut report = interval(REPORT_EVERY);
+        report.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut commands, mut stream, mut events, mut loaded) = (vec![], vec![], vec![], vec![]);
+        let mut streaming = true;
+        loop {
+            self.act();
+            let deadline = self.watch.poll_timeout();
+            let may_stream = streaming && self.has_nodes && !self.watch.is_congested();
+            tokio::select! {
+                count = inboxes.events.recv_many(&mut events, BATCH) => {
+                    // Never 0: a sender is ours.
+                    debug_assert!(count > 0);
+                    let now = Instant::now();
+                    events.drain(..).for_each(|(link, event)| self.handle_link(link, event, now));
+                }
+                count = inboxes.commands.recv_many(&mut commands, BATCH) => {
+                    if count == 0 {
+                        return;
+                    }
+                    let now = Instant::now();
+                    commands.drain(..).for_each(|command| self.handle_command(command, now));
+                }
+                count = inboxes.stream.recv_many(&mut stream, BATCH), if may_stream => {
+                    streaming = count > 0;
+                    let now = Instant::now();
+                    for (account, record) in stream.drain(..) {
+                        self.watch.handle_account_changed(account, Some(record), now);
+                    }
+                }
+                _ = inboxes.loaded.recv_many(&mut loaded, BATCH) => {
+                    let now = Instant::now();
+                    for (batch, records) in loaded.drain(..) {
+                        match records {
+                            Ok(records) => self.watch.handle_records(batch, records, now),
+                            Err(RecordsUnavailable) => self.watch.handle_records_failed(batch, now),
+                        }
+                    }
+                }
+                changed = nodes.lists.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.take_list(&mut nodes);
+                }
+                () = sleep_until(deadline.unwrap_or_else(|| Instant::now() + REPORT_EVERY).into()) => {
+                    self.watch.handle_timeout(Instant::now());
+                }
+                _ = report.tick() => self.report(&nodes),
+            }
+            while self.loads.try_join_next().is_some() {}
+        }
+    }
+
+    fn take_list(&mut self, nodes: &mut Nodes) {
+        let Some(list) = nodes.lists.borrow_and_update().clone() else {
+            return;
+        };
+        let ring = Arc::new(SwarmRing::new(&list));
+        metrics::gauge!("watch_nodes").set(count(list.nodes.len()));
+        self.has_nodes = true;
+        self.publish_ring.send_replace(Arc::clone(&ring));
+        self.watch.handle_nodes(ring, Instant::now());
+        self.swarm_links.retain(|_, links| Arc::strong_count(links) > 1);
+    }
+
+    fn handle_command(&mut self, command: Command, now: Instant) {
+        match command {
+            Command::AccountChanged { account, record } => self.watch.handle_account_changed(account, record, now),
+            Command::AccountRemoved { account } => self.watch.handle_account_removed(&account),
+        }
+    }
+
+    fn handle_link(&mut self, id: LinkId, event: FromLink, now: Instant) {
+        // A link that was hung up has nothing more to say.
+        let Some(link) = self.links.get_mut(&id) else { return };
+        let node = link.node;
+        match event {
+            FromLink::Up => {
+                link.up = true;
+                self.routes.set_up(id);
+                self.watch.handle_link_up(node, now);
+            }
+            FromLink::Down(reason) => {
+                let end = if link.up { LinkEnd::Lost } else { LinkEnd::DialFailed };
+                metrics::counter!("watch_link_ends_total", "reason" => reason.label()).increment(1);
+                self.links.remove(&id);
+                self.link_by_node.remove(&node);
+                self.routes.retire(id, now);
+                self.watch.handle_link_down(node, end, now);
+            }
+            FromLink::Reply { request, result } => {
+                let result = result.as_deref().map_err(|failure| match failure {
+                    RequestFailure::TimedOut => ReplyFault::Timeout,
+                    _ => ReplyFault::Refused,
+                });
+                self.watch.handle_reply(node, request, result, now);
+            }
+            // Blocks are an oxend's business.
+            FromLink::BlockNotify => {}
+        }
+    }
+
+    fn act(&mut self) {
+        while let Some(action) = self.watch.poll_action() {
+            match action {
+                Action::Dial(node) => self.dial(&node),
+                Action::Hang(node) => {
+                    if let Some(id) = self.link_by_node.remove(&node) {
+                        self.links.remove(&id);
+                        self.routes.remove(id);
+                    }
+                }
+                Action::Request { node, request, body } => {
+                    let link = self.link_by_node.get(&node).and_then(|id| self.links.get(id));
+                    let sent =
+                        link.is_some_and(|link| link.handle.request(request, "monitor.messages", Some(body)).is_ok());
+                    if !sent {
+                        self.watch
+                            .handle_reply(node, request, Err(ReplyFault::NotSent), Instant::now());
+                    }
+                }
+                Action::NeedRecords { batch, accounts } => self.load(batch, accounts),
+            }
+        }
+    }
+
+    fn dial(&mut self, node: &Node) {
+        self.last_link += 1;
+        let id = LinkId(self.last_link);
+        let links = Arc::clone(self.swarm_links.entry(node.swarm).or_default());
+        self.routes.add(id, node.key, node.swarm, links);
+        let handle = link::spawn(
+            id,
+            Address::curve(node.ip.into(), node.port, node.key.0),
+            Arc::clone(&self.link),
+            Arc::clone(&self.identity),
+            self.events.clone(),
+            self.notifies.clone(),
+        );
+        let link = Link {
+            node: node.key,
+            handle,
+            up: false,
+        };
+        self.links.insert(id, link);
+        self.link_by_node.insert(node.key, id);
+    }
+
+    /// At most as many at once as the watch asks for.
+    fn load(&mut self, batch: BatchId, accounts: Vec<AccountId>) {
+        let (source, loaded) = (Arc::clone(&self.records), self.loaded.clone());
+        self.loads.spawn(async move {
+            let mut answer = Answer {
+                batch,
+                loaded,
+                records: Err(RecordsUnavailable),
+            };
+            if let Ok(records) = timeout(LOAD_TIMEOUT, source.records(accounts)).await {
+                answer.records = records;
+            }
+        });
+    }
+
+    fn report(&mut self, nodes: &Nodes) {
+        self.routes.forget_retired(Instant::now());
+        let wrong_swarm = self.watch.counters().wrong_swarm();
+        if wrong_swarm > self.wrong_swarm {
+            self.wrong_swarm = wrong_swarm;
+            nodes.refresh();
+        }
+        let coverage = self.watch.coverage();
+        self.publish_coverage
+            .send_if_modified(|old| std::mem::replace(old, coverage) != coverage);
+        metrics::gauge!("watch_accounts").set(count(coverage.accounts));
+        metrics::gauge!("watch_accounts_covered").set(count(coverage.covered));
+        metrics::gauge!("watch_swarms").set(count(coverage.swarms));
+        metrics::gauge!("watch_swarms_linked").set(count(coverage.swarms_linked));
+        metrics::gauge!("watch_links").set(count(coverage.links_up));
+        metrics::gauge!("watch_links_wanted").set(count(coverage.links_wanted));
+        metrics::gauge!("watch_requests_under_way").set(count(coverage.requests_in_flight));
+        metrics::gauge!("watch_pending_bytes").set(count(coverage.pending_bytes));
+        let totals = self.watch.counters();
+        metrics::counter!("watch_dials_total").absolute(totals.dials);
+        metrics::counter!("watch_dials_failed_total").absolute(totals.dials_failed);
+        metrics::counter!("watch_links_lost_total").absolute(totals.links_lost);
+        metrics::counter!("watch_links_deaf_total").absolute(totals.links_deaf);
+        metrics::counter!("watch_requests_total").absolute(totals.requests);
+        metrics::counter!("watch_records_sent_total").absolute(totals.records_sent);
+        metrics::counter!("watch_records_accepted_total").absolute(totals.records_accepted);
+        for (fault, total) in RecordFault::ALL.into_iter().zip(totals.records_refused) {
+            metrics::counter!("watch_records_refused_total", "reason" => fault.label()).absolute(total);
+        }
+        for (fault, total) in ReplyFault::ALL.into_iter().zip(totals.requests_failed) {
+            metrics::counter!("watch_requests_failed_total", "reason" => fault.label()).absolute(total);
+        }
+        metrics::counter!("watch_replies_unreadable_total").absolute(totals.replies_unreadable);
+        metrics::counter!("watch_replies_unasked_total").absolute(totals.replies_unasked);
+        metrics::counter!("watch_retries_total").absolute(totals.retries);
+        metrics::counter!("watch_deltas_dropped_total").absolute(totals.deltas_dropped);
+        metrics::counter!("watch_loads_total").absolute(totals.loads);
+        metrics::counter!("watch_loads_failed_total").absolute(totals.loads_failed);
+    }
+}
+
+/// The answer to one reading, given even if the reading panics or is cut off: the watch waits for each.
+struct Answer {
+    batch: BatchId,
+    loaded: mpsc::Sender<Loaded>,
+    records: Result<Vec<(AccountId, Vec<Bytes>)>, RecordsUnavailable>,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        let records = std::mem::replace(&mut self.records, Err(RecordsUnavailable));
+        // Room for more than are ever under way.
+        let _ = self.loaded.try_send((self.batch, records));
+    }
+}
+
+/// For a gauge: exact up to 2^53.
+fn count(value: usize) -> f64 {
+    value as f64
+}
+
+/// Events taken at once.
+const BATCH: usize = 256;
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+const LOAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,10 @@ fn main() {
     let curve = CurveBox::new(&public, &ours);
     let mut shared = [0u8; 32];
     // SAFETY: all three are 32 bytes.
-    assert_eq!(unsafe { sodium::crypto_box_beforenm(shared.as_mut_ptr(), public.as_ptr(), ours.expose().as_ptr()) }, 0);
+    assert_eq!(
+        unsafe { sodium::crypto_box_beforenm(shared.as_mut_ptr(), public.as_ptr(), ours.expose().as_ptr()) },
+        0
+    );
     for size in [300usize, 70_000] {
         let mut text = vec![7u8; size];
         let mine = rate(size, || {
@@ -25,10 +28,19 @@ fn main() {
         let other = rate(size, || {
             // SAFETY: `out` is 16 bytes longer than `text`; nonce and key have their lengths.
             unsafe {
-                sodium::crypto_box_easy_afternm(out.as_mut_ptr(), text.as_ptr(), size as u64, [3u8; 24].as_ptr(), shared.as_ptr());
+                sodium::crypto_box_easy_afternm(
+                    out.as_mut_ptr(),
+                    text.as_ptr(),
+                    size as u64,
+                    [3u8; 24].as_ptr(),
+                    shared.as_ptr(),
+                );
             }
         });
-        println!("box of {size} bytes: ours {mine:.0} MB/s, libsodium {other:.0} MB/s, ratio {:.2}", mine / other);
+        println!(
+            "box of {size} bytes: ours {mine:.0} MB/s, libsodium {other:.0} MB/s, ratio {:.2}",
+            mine / other
+        );
     }
 }
 

@@ -32,7 +32,10 @@ pub fn requests(data: &[u8]) {
     for item in items {
         if let Ok(made) = subscription::subscribe(&item, NOW, &on_offer) {
             let row = made.encode_row();
-            assert!(Subscription::decode_row(&row).is_ok(), "what was accepted can be stored and read");
+            assert!(
+                Subscription::decode_row(&row).is_ok(),
+                "what was accepted can be stored and read"
+            );
         }
         let _ = subscription::unsubscribe(&item, NOW, &on_offer);
     }

@@ -47,7 +47,10 @@ impl Bt {
                 while rest.first()? != &b'e' {
                     let (key, further) = take_bytes(rest)?;
                     let (value, further) = Self::parse_prefix(further, depth + 1)?;
-                    if entries.last_key_value().is_some_and(|(last, _): (&Vec<u8>, _)| last.as_slice() >= key) {
+                    if entries
+                        .last_key_value()
+                        .is_some_and(|(last, _): (&Vec<u8>, _)| last.as_slice() >= key)
+                    {
                         return None;
                     }
                     entries.insert(key.to_vec(), value);
@@ -87,7 +90,12 @@ impl Bt {
 
     /// A dict from pairs in any order.
     pub fn dict<const N: usize>(pairs: [(&str, Bt); N]) -> Self {
-        Self::Dict(pairs.into_iter().map(|(key, value)| (key.as_bytes().to_vec(), value)).collect())
+        Self::Dict(
+            pairs
+                .into_iter()
+                .map(|(key, value)| (key.as_bytes().to_vec(), value))
+                .collect(),
+        )
     }
 
     pub fn text(text: impl AsRef<[u8]>) -> Self {
@@ -167,7 +175,15 @@ mod tests {
 
     #[test]
     fn cut_off_unsorted_and_trailing_bytes_are_refused() {
-        for bad in [&b"d1:n"[..], b"5:abc", b"d1:bi1e1:ai1ee", b"i1ee", b"l", b"", b"i99999999999999999999999999999e"] {
+        for bad in [
+            &b"d1:n"[..],
+            b"5:abc",
+            b"d1:bi1e1:ai1ee",
+            b"i1ee",
+            b"l",
+            b"",
+            b"i99999999999999999999999999999e",
+        ] {
             assert_eq!(Bt::parse(bad), None, "{:?}", String::from_utf8_lossy(bad));
         }
         assert_eq!(Bt::parse(&b"l".repeat(10_000)), None);

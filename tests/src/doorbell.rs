@@ -27,8 +27,19 @@ pub fn doorbell<T>(context: &Context) -> Result<(Caller<T>, Door<T>), zmq::Error
     outside.set_linger(0)?;
     let (sender, queue) = mpsc::channel();
     let rung = Arc::new(AtomicBool::new(false));
-    let caller = Caller { queue: sender, rung: Arc::clone(&rung), bell: Mutex::new(outside) };
-    Ok((caller, Door { queue, rung, bell: inside }))
+    let caller = Caller {
+        queue: sender,
+        rung: Arc::clone(&rung),
+        bell: Mutex::new(outside),
+    };
+    Ok((
+        caller,
+        Door {
+            queue,
+            rung,
+            bell: inside,
+        },
+    ))
 }
 
 impl<T> Caller<T> {

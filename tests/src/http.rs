@@ -38,7 +38,10 @@ pub enum HttpError {
 
 impl HttpClient {
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, idle: Arc::default() }
+        Self {
+            address,
+            idle: Arc::default(),
+        }
     }
 
     pub async fn get(&self, path: &str) -> Result<HttpAnswer, HttpError> {
@@ -49,13 +52,7 @@ impl HttpClient {
         self.send(Method::POST, path, content_type, body.into()).await
     }
 
-    async fn send(
-        &self,
-        method: Method,
-        path: &str,
-        content_type: &str,
-        body: Bytes,
-    ) -> Result<HttpAnswer, HttpError> {
+    async fn send(&self, method: Method, path: &str, content_type: &str, body: Bytes) -> Result<HttpAnswer, HttpError> {
         let mut connection = match self.kept() {
             Some(connection) => connection,
             None => self.connect().await?,
@@ -73,9 +70,16 @@ impl HttpClient {
         let (parts, body) = connection.send_request(request).await?.into_parts();
         let body = body.collect().await?.to_bytes();
         self.keep(connection);
-        let content_type =
-            parts.headers.get("content-type").and_then(|value| value.to_str().ok()).map(str::to_owned);
-        Ok(HttpAnswer { status: parts.status.as_u16(), content_type, body })
+        let content_type = parts
+            .headers
+            .get("content-type")
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned);
+        Ok(HttpAnswer {
+            status: parts.status.as_u16(),
+            content_type,
+            body,
+        })
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, HttpError> {

@@ -10,9 +10,10 @@ use aws_lc_rs::signature::KeyPair as _;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
-use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -45,7 +46,8 @@ pub struct Authority {
     pem: String,
 }
 
-/// A certificate of the authority with its key.
+/// A certificate with its key.
+#[derive(Clone)]
 pub struct Issued {
     pub certificate_pem: String,
     pub key_pem: String,
@@ -56,7 +58,9 @@ pub struct Issued {
 impl Authority {
     pub fn new() -> Result<Self, KeyError> {
         let mut params = CertificateParams::new(Vec::new())?;
-        params.distinguished_name.push(rcgen::DnType::CommonName, "Quietline lab");
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, "Quietline lab");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate()?;
@@ -75,8 +79,7 @@ impl Authority {
     /// A certificate for a server on this machine, or for a client that proves who it is.
     pub fn issue(&self) -> Result<Issued, KeyError> {
         let mut params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?;
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(Issued {
@@ -89,34 +92,67 @@ impl Authority {
 
     /// TLS for a fake on this machine: HTTP/2 preferred, client certificates of this authority welcome.
     pub fn server_config(&self) -> Result<Arc<ServerConfig>, KeyError> {
-        let issued = self.issue()?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(self.certificate.clone())?;
-        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(only(&self.certificate)?), provider)
             .allow_unauthenticated()
             .build()?;
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(issued.key));
+        self.issue()?.into_server_config(clients)
+    }
+
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+}
+
+impl Issued {
+    /// For a server that nobody vouches for; who pins the certificate may trust it.
+    pub fn self_signed() -> Result<Self, KeyError> {
+        let params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?;
+        let key = KeyPair::generate()?;
+        let certificate = params.self_signed(&key)?;
+        Ok(Self {
+            certificate_pem: certificate.pem(),
+            key_pem: key.serialize_pem(),
+            certificate: certificate.der().clone(),
+            key: key.serialize_der(),
+        })
+    }
+
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    pub fn into_anonymous_server_config(self) -> Result<Arc<ServerConfig>, KeyError> {
+        self.into_server_config(WebPkiClientVerifier::no_client_auth())
+    }
+
+    fn into_server_config(self, clients: Arc<dyn ClientCertVerifier>) -> Result<Arc<ServerConfig>, KeyError> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key));
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_client_cert_verifier(clients)
-            .with_single_cert(vec![issued.certificate], key)?;
+            .with_single_cert(vec![self.certificate], key)?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Arc::new(config))
     }
+}
 
-    /// What a client that trusts only this authority uses.
-    pub fn client_config(&self) -> Result<Arc<rustls::ClientConfig>, KeyError> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(self.certificate.clone())?;
-        let mut config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Arc::new(config))
-    }
+/// What an HTTP/2 client that trusts only this certificate, and what it signed, uses.
+pub fn client_config(trusted: &CertificateDer<'static>) -> Result<Arc<ClientConfig>, KeyError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(only(trusted)?)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(config))
+}
+
+fn only(trusted: &CertificateDer<'static>) -> Result<RootCertStore, KeyError> {
+    let mut roots = RootCertStore::empty();
+    roots.add(trusted.clone())?;
+    Ok(roots)
 }
 
 /// A notifier's key files in one folder, and what the fakes and phones need of them.
@@ -182,13 +218,21 @@ impl Keys {
 fn write_secret(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
     file.write_all(bytes)
 }
 
 fn pem(label: &str, der: &[u8]) -> String {
     let encoded = STANDARD.encode(der);
-    let lines: Vec<_> =
-        encoded.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line).into_owned()).collect();
+    let lines: Vec<_> = encoded
+        .as_bytes()
+        .chunks(64)
+        .map(|line| String::from_utf8_lossy(line).into_owned())
+        .collect();
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }

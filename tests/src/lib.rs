@@ -25,3 +25,9 @@ pub mod keys;
 
 pub mod provider;
 pub mod seed;
+
+pub mod ledger;
+pub mod notifier;
+pub mod settings;
+
+pub mod lab;

@@ -60,8 +60,14 @@ pub fn request(cipher: Cipher, server_public: &[u8; 32], endpoint: &str, body: &
     let ephemeral = sodium::random();
     let nonce = sodium::random::<24>();
     let plaintext = inner(endpoint, body);
-    build(cipher, &ephemeral, server_public, &nonce[..cipher.nonce_length()], &plaintext)
-        .expect("a server key made by the lab is not of small order")
+    build(
+        cipher,
+        &ephemeral,
+        server_public,
+        &nonce[..cipher.nonce_length()],
+        &plaintext,
+    )
+    .expect("a server key made by the lab is not of small order")
 }
 
 /// `l` metadata body `e`, as clients write it.
@@ -142,7 +148,11 @@ impl OnionKey {
             Cipher::AesGcm => {
                 let nonce = aead::Nonce::try_assume_unique_for_key(nonce).ok()?;
                 let mut text = sealed.to_vec();
-                let length = self.aes().open_in_place(nonce, aead::Aad::empty(), &mut text).ok()?.len();
+                let length = self
+                    .aes()
+                    .open_in_place(nonce, aead::Aad::empty(), &mut text)
+                    .ok()?
+                    .len();
                 text.truncate(length);
                 Some(text)
             }
@@ -154,7 +164,11 @@ impl OnionKey {
     pub fn open_reply(&self, sealed: &[u8]) -> Option<OnionReply> {
         let plaintext = self.open(sealed)?;
         let (metadata, rest) = bt::take_bytes(plaintext.strip_prefix(b"l")?)?;
-        let (body, rest) = if rest == b"e" { (&[][..], rest) } else { bt::take_bytes(rest)? };
+        let (body, rest) = if rest == b"e" {
+            (&[][..], rest)
+        } else {
+            bt::take_bytes(rest)?
+        };
         let metadata: Value = serde_json::from_slice(metadata).ok()?;
         (rest == b"e").then_some(OnionReply {
             code: metadata.get("code")?.as_u64()?,

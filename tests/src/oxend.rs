@@ -88,7 +88,11 @@ impl Oxend {
                 socket.set_curve_server(true)?;
                 socket.set_curve_secretkey(&key.secret)?;
                 let address = bind_tcp(&socket)?;
-                format!("{}/{}", address.replacen("tcp://", "curve://", 1), hex::encode(key.public))
+                format!(
+                    "{}/{}",
+                    address.replacen("tcp://", "curve://", 1),
+                    hex::encode(key.public)
+                )
             }
         };
         let (caller, door) = doorbell(&context)?;
@@ -102,9 +106,18 @@ impl Oxend {
             counters: Arc::clone(&counters),
             block_subscribers: HashMap::new(),
         };
-        let thread = std::thread::Builder::new().name("lab-oxend".into()).spawn(move || room.run());
+        let thread = std::thread::Builder::new()
+            .name("lab-oxend".into())
+            .spawn(move || room.run());
         let thread = Some(thread.map_err(|_| zmq::Error::ENOMEM)?);
-        Ok(Self { address, list, mood, counters, caller, thread })
+        Ok(Self {
+            address,
+            list,
+            mood,
+            counters,
+            caller,
+            thread,
+        })
     }
 
     /// As the notifier's settings want it.
@@ -187,7 +200,11 @@ impl Room {
                 self.counters.block_subscriptions.fetch_add(1, Ordering::Relaxed);
                 let before = self.block_subscribers.insert(from.to_vec(), Instant::now());
                 let known = before.is_some_and(|since| since.elapsed() < SUBSCRIPTION_LIFETIME);
-                send_to(&self.socket, from, &[b"REPLY", tag, if known { b"ALREADY" } else { b"OK" }]);
+                send_to(
+                    &self.socket,
+                    from,
+                    &[b"REPLY", tag, if known { b"ALREADY" } else { b"OK" }],
+                );
             }
             [_, b"HELLO" | b"BYE" | b"REPLY" | b"FORBIDDEN" | b"UNKNOWNCOMMAND", ..] => {}
             [from, command, ..] => {
@@ -203,7 +220,8 @@ impl Room {
             let list = locked(&self.list);
             (list.height.to_string(), list.block_hash())
         };
-        self.block_subscribers.retain(|_, since| since.elapsed() < SUBSCRIPTION_LIFETIME);
+        self.block_subscribers
+            .retain(|_, since| since.elapsed() < SUBSCRIPTION_LIFETIME);
         for subscriber in self.block_subscribers.keys() {
             send_to(&self.socket, subscriber, &[b"notify.block", height.as_bytes(), &hash]);
         }

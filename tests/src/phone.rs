@@ -131,7 +131,14 @@ impl Phone {
         let signing = SigningKey::from_seed(seed);
         let session_ed25519 = Some(*signing.public());
         let x25519 = sodium::ed25519_to_x25519(signing.public()).expect("a key made from a seed is a good point");
-        Self::with(prefixed(0x05, &x25519), signing, session_ed25519, None, service, service.usual_namespaces())
+        Self::with(
+            prefixed(0x05, &x25519),
+            signing,
+            session_ed25519,
+            None,
+            service,
+            service.usual_namespaces(),
+        )
     }
 
     /// The admin of a closed group: the account's own key signs.
@@ -148,9 +155,19 @@ impl Phone {
         let mut tag = [0; 36];
         tag[..2].copy_from_slice(&[0x03, 0b0011]);
         tag[4..].copy_from_slice(member.public());
-        let subaccount = Subaccount { tag, signature: group.sign(&tag) };
+        let subaccount = Subaccount {
+            tag,
+            signature: group.sign(&tag),
+        };
         let account = prefixed(0x03, group.public());
-        Self::with(account, member, None, Some(subaccount), service, vec![-11, 11, 12, 13, 14])
+        Self::with(
+            account,
+            member,
+            None,
+            Some(subaccount),
+            service,
+            vec![-11, 11, 12, 13, 14],
+        )
     }
 
     fn with(
@@ -176,7 +193,12 @@ impl Phone {
 
     /// A second device of the same account.
     pub fn another_device(&self, service: PushService) -> Self {
-        Self { enc_key: sodium::random(), service, token: service.new_token(), ..self.clone() }
+        Self {
+            enc_key: sodium::random(),
+            service,
+            token: service.new_token(),
+            ..self.clone()
+        }
     }
 
     pub fn account(&self) -> &[u8; 33] {
@@ -228,7 +250,11 @@ impl Phone {
     /// The record a notifier would send to a storage node for this phone.
     pub fn monitor_record(&self, signed_at: i64) -> Bt {
         let message = monitor_message(&self.account, signed_at, self.want_data, &self.namespaces);
-        let namespaces = self.namespaces.iter().map(|namespace| Bt::Int((*namespace).into())).collect();
+        let namespaces = self
+            .namespaces
+            .iter()
+            .map(|namespace| Bt::Int((*namespace).into()))
+            .collect();
         let mut record = vec![
             ("n", Bt::List(namespaces)),
             ("s", Bt::text(self.signing.sign(message.as_bytes()))),
@@ -245,7 +271,12 @@ impl Phone {
             record.push(("S", Bt::text(subaccount.signature)));
             record.push(("T", Bt::text(subaccount.tag)));
         }
-        Bt::Dict(record.into_iter().map(|(key, value)| (key.as_bytes().to_vec(), value)).collect())
+        Bt::Dict(
+            record
+                .into_iter()
+                .map(|(key, value)| (key.as_bytes().to_vec(), value))
+                .collect(),
+        )
     }
 
     /// Opens the bytes of an `enc_payload` (base64 already undone).
@@ -259,7 +290,14 @@ impl Phone {
         server_public: &[u8; 32],
         cipher: Cipher,
     ) -> Result<PhoneAnswer, HttpError> {
-        send_onion(notifier, server_public, cipher, "/subscribe", &self.subscribe_item(unix_seconds())).await
+        send_onion(
+            notifier,
+            server_public,
+            cipher,
+            "/subscribe",
+            &self.subscribe_item(unix_seconds()),
+        )
+        .await
     }
 
     pub async fn unsubscribe(
@@ -268,7 +306,14 @@ impl Phone {
         server_public: &[u8; 32],
         cipher: Cipher,
     ) -> Result<PhoneAnswer, HttpError> {
-        send_onion(notifier, server_public, cipher, "/unsubscribe", &self.unsubscribe_item(unix_seconds())).await
+        send_onion(
+            notifier,
+            server_public,
+            cipher,
+            "/unsubscribe",
+            &self.unsubscribe_item(unix_seconds()),
+        )
+        .await
     }
 }
 
@@ -299,7 +344,10 @@ pub async fn send_onion(
 ) -> Result<PhoneAnswer, HttpError> {
     let (bytes, key) = onion::request(cipher, server_public, endpoint, request.to_string().as_bytes());
     let answer = notifier.post(onion::PATH, "application/octet-stream", bytes).await?;
-    Ok(PhoneAnswer { outer_status: answer.status, reply: key.open_reply(&answer.body) })
+    Ok(PhoneAnswer {
+        outer_status: answer.status,
+        reply: key.open_reply(&answer.body),
+    })
 }
 
 /// Sends `request` without an onion.
@@ -310,13 +358,21 @@ pub async fn send_direct(notifier: &HttpClient, endpoint: &str, request: &Value)
         content_type: answer.content_type,
         body: answer.body.to_vec(),
     };
-    Ok(PhoneAnswer { outer_status: answer.status, reply: Some(reply) })
+    Ok(PhoneAnswer {
+        outer_status: answer.status,
+        reply: Some(reply),
+    })
 }
 
 /// `MONITOR` ‖ account ‖ time ‖ 0 or 1 ‖ namespaces.
 pub fn monitor_message(account: &[u8; 33], signed_at: i64, want_data: bool, namespaces: &[i16]) -> String {
     let namespaces: Vec<_> = namespaces.iter().map(i16::to_string).collect();
-    format!("MONITOR{}{signed_at}{}{}", hex::encode(account), u8::from(want_data), namespaces.join(","))
+    format!(
+        "MONITOR{}{signed_at}{}{}",
+        hex::encode(account),
+        u8::from(want_data),
+        namespaces.join(",")
+    )
 }
 
 pub fn unsubscribe_message(account: &[u8; 33], signed_at: i64) -> String {
@@ -363,7 +419,11 @@ fn read_dict(metadata: &Bt) -> Option<PhoneMessage> {
         timestamp_ms: number("t")?,
         expiry_ms: number("z")?,
         length: number("l"),
-        body: if number("B") == Some(1) { PhoneBody::TooLong } else { PhoneBody::None },
+        body: if number("B") == Some(1) {
+            PhoneBody::TooLong
+        } else {
+            PhoneBody::None
+        },
     })
 }
 
@@ -378,6 +438,8 @@ pub fn unix_seconds() -> i64 {
 }
 
 pub fn unix_milliseconds() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is after 1970");
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("the clock is after 1970");
     i64::try_from(since.as_millis()).expect("the clock is before the year 292 million")
 }

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
@@ -37,7 +37,11 @@ const COMPLAINTS_KEPT: usize = 1000;
 #[derive(Clone, Debug)]
 pub enum Answer {
     Accept,
-    Refuse { status: u16, headers: Vec<(&'static str, String)>, body: Bytes },
+    Refuse {
+        status: u16,
+        headers: Vec<(&'static str, String)>,
+        body: Bytes,
+    },
     /// The connection ends gracefully: what is under way is answered, nothing new is taken. This push is accepted.
     GoAway,
     /// This push was certainly not processed (REFUSED_STREAM).
@@ -92,12 +96,20 @@ impl Answer {
     }
 
     pub fn huge_body(status: u16, length: usize) -> Self {
-        Self::Refuse { status, headers: Vec::new(), body: Bytes::from(vec![b'x'; length]) }
+        Self::Refuse {
+            status,
+            headers: Vec::new(),
+            body: Bytes::from(vec![b'x'; length]),
+        }
     }
 
     pub fn with_retry_after(self, value: &str) -> Self {
         match self {
-            Self::Refuse { status, mut headers, body } => {
+            Self::Refuse {
+                status,
+                mut headers,
+                body,
+            } => {
                 headers.push(("retry-after", value.to_owned()));
                 Self::Refuse { status, headers, body }
             }
@@ -106,7 +118,11 @@ impl Answer {
     }
 
     fn refuse(status: u16, json: String) -> Self {
-        Self::Refuse { status, headers: vec![("content-type", "application/json".into())], body: json.into() }
+        Self::Refuse {
+            status,
+            headers: vec![("content-type", "application/json".into())],
+            body: json.into(),
+        }
     }
 }
 
@@ -157,7 +173,10 @@ impl Script {
                 return answer.clone();
             }
             for (share, answer) in &rules.chances {
-                rules.luck = rules.luck.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                rules.luck = rules
+                    .luck
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
                 if ((rules.luck >> 11) as f64) / ((1_u64 << 53) as f64) < *share {
                     return answer.clone();
                 }
@@ -251,23 +270,37 @@ impl Deliveries {
     }
 
     pub fn take_all(&self) -> Vec<Delivery> {
-        self.kept.lock().expect("nobody panics while holding the deliveries").drain(..).collect()
+        self.kept
+            .lock()
+            .expect("nobody panics while holding the deliveries")
+            .drain(..)
+            .collect()
     }
 
     /// What the providers would not have liked about the requests. Empty after a good run.
     pub fn complaints(&self) -> Vec<String> {
-        self.complaints.lock().expect("nobody panics while holding the complaints").clone()
+        self.complaints
+            .lock()
+            .expect("nobody panics while holding the complaints")
+            .clone()
     }
 
     fn complain(&self, what: String) {
-        let mut complaints = self.complaints.lock().expect("nobody panics while holding the complaints");
+        let mut complaints = self
+            .complaints
+            .lock()
+            .expect("nobody panics while holding the complaints");
         if complaints.len() < COMPLAINTS_KEPT && !complaints.contains(&what) {
             complaints.push(what);
         }
     }
 
     fn record(&self, delivery: Delivery) {
-        let counter = if delivery.accepted { &self.accepted } else { &self.refused };
+        let counter = if delivery.accepted {
+            &self.accepted
+        } else {
+            &self.refused
+        };
         counter.fetch_add(1, Ordering::Relaxed);
         if let Some(observer) = self.observer.get() {
             observer(&delivery);
@@ -303,7 +336,10 @@ impl Received {
 
     fn header_list(&self) -> Vec<(String, String)> {
         let text = |value: &hyper::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-        self.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect()
+        self.headers
+            .iter()
+            .map(|(name, value)| (name.to_string(), text(value)))
+            .collect()
     }
 }
 
@@ -325,6 +361,8 @@ trait Fake: Send + Sync + 'static {
 struct Server {
     address: SocketAddr,
     connections: Arc<AtomicU64>,
+    /// A provider that is down drops its connections, and each new one before TLS.
+    down: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
@@ -344,6 +382,7 @@ impl Server {
         let address = listener.local_addr()?;
         let acceptor = TlsAcceptor::from(tls);
         let connections = Arc::new(AtomicU64::new(0));
+        let (down, is_down) = watch::channel(false);
         let counted = Arc::clone(&connections);
         let task = tokio::spawn(async move {
             let mut running = tokio::task::JoinSet::new();
@@ -351,14 +390,26 @@ impl Server {
                 tokio::select! {
                     accepted = listener.accept() => {
                         let Ok((stream, _)) = accepted else { continue };
+                        if *is_down.borrow() {
+                            continue;
+                        }
                         counted.fetch_add(1, Ordering::Relaxed);
-                        running.spawn(serve_connection(Arc::clone(&fake), acceptor.clone(), stream, streams));
+                        running.spawn(serve_connection(Arc::clone(&fake), acceptor.clone(), stream, streams, is_down.clone()));
                     }
                     Some(_) = running.join_next() => {}
                 }
             }
         });
-        Ok(Self { address, connections, task })
+        Ok(Self {
+            address,
+            connections,
+            down,
+            task,
+        })
+    }
+
+    fn set_down(&self, down: bool) {
+        self.down.send_replace(down);
     }
 }
 
@@ -368,7 +419,13 @@ impl Drop for Server {
     }
 }
 
-async fn serve_connection<F: Fake>(fake: Arc<F>, tls: TlsAcceptor, stream: tokio::net::TcpStream, streams: u32) {
+async fn serve_connection<F: Fake>(
+    fake: Arc<F>,
+    tls: TlsAcceptor,
+    stream: tokio::net::TcpStream,
+    streams: u32,
+    mut is_down: watch::Receiver<bool>,
+) {
     let _ = stream.set_nodelay(true);
     let Ok(stream) = tls.accept(stream).await else { return };
     let has_client_certificate = stream.get_ref().1.peer_certificates().is_some();
@@ -403,6 +460,7 @@ async fn serve_connection<F: Fake>(fake: Arc<F>, tls: TlsAcceptor, stream: tokio
             _ = connection.as_mut() => return,
             () = control.go_away.notified() => connection.as_mut().graceful_shutdown(),
             () = control.cut.notified() => return,
+            _ = is_down.wait_for(|down| *down) => return,
         }
     }
 }

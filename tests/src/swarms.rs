@@ -72,14 +72,21 @@ impl NodeList {
     }
 
     pub fn swarm_of(&self, account: &[u8; 33]) -> Option<u64> {
-        let ids: Vec<_> = self.nodes.iter().map(|node| node.swarm).filter(|id| *id != NO_SWARM).collect();
+        let ids: Vec<_> = self
+            .nodes
+            .iter()
+            .map(|node| node.swarm)
+            .filter(|id| *id != NO_SWARM)
+            .collect();
         nearest_swarm(swarm_space(account), &ids)
     }
 
     /// Positions in the list of the nodes that serve `account`.
     pub fn nodes_of(&self, account: &[u8; 33]) -> Vec<usize> {
         let swarm = self.swarm_of(account);
-        (0..self.nodes.len()).filter(|index| Some(self.nodes[*index].swarm) == swarm).collect()
+        (0..self.nodes.len())
+            .filter(|index| Some(self.nodes[*index].swarm) == swarm)
+            .collect()
     }
 }
 

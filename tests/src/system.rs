@@ -6,11 +6,17 @@
 /// Raises the soft limit of open files to the hard limit; a network of 1,800 nodes needs several files a node.
 /// Gives the limit now in force.
 pub fn raise_open_files() -> u64 {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: getrlimit fills the struct it is given; setrlimit reads it.
     unsafe {
         if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 && limit.rlim_cur < limit.rlim_max {
-            let raised = libc::rlimit { rlim_cur: limit.rlim_max, rlim_max: limit.rlim_max };
+            let raised = libc::rlimit {
+                rlim_cur: limit.rlim_max,
+                rlim_max: limit.rlim_max,
+            };
             if libc::setrlimit(libc::RLIMIT_NOFILE, &raised) == 0 {
                 limit = raised;
             }
@@ -21,7 +27,9 @@ pub fn raise_open_files() -> u64 {
 
 /// Asks the child with this id to end (SIGTERM).
 pub fn ask_to_end(process: u32) {
-    let Ok(process) = libc::pid_t::try_from(process) else { return };
+    let Ok(process) = libc::pid_t::try_from(process) else {
+        return;
+    };
     if process > 1 {
         // SAFETY: kill has no memory effects; the id is of a child that has not been waited for yet.
         unsafe { libc::kill(process, libc::SIGTERM) };

@@ -1,5 +1,7 @@
 //! Every fuzz target over its whole corpus, and over each input cut short and changed in each byte, as an ordinary test.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 use std::fs;
 use std::path::Path;
 
@@ -52,4 +54,14 @@ macro_rules! corpora {
     };
 }
 
-corpora!(bencode, onion, requests, rows, node_list, notification, link, addresses, answers);
+corpora!(
+    bencode,
+    onion,
+    requests,
+    rows,
+    node_list,
+    notification,
+    link,
+    addresses,
+    answers
+);

@@ -1,4 +1,5 @@
 //! The lab's fakes among themselves, without a notifier: raw libzmq and HTTP/2 clients stand in for it.
+#![expect(clippy::unwrap_used, reason = "a helper of a test may panic as the test itself")]
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -7,7 +8,9 @@ use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use quietline_lab::bt::Bt;
-use quietline_lab::keys::{APNS_KEY_ID, APNS_TEAM_ID, APNS_TOPIC, FIREBASE_EMAIL, FIREBASE_PROJECT, Keys};
+use quietline_lab::keys::{
+    APNS_KEY_ID, APNS_TEAM_ID, APNS_TOPIC, FIREBASE_EMAIL, FIREBASE_PROJECT, Keys, client_config,
+};
 use quietline_lab::node::{CurveKey, Fault, Fleet, NodeAddress, NodeSettings, SwarmMessage};
 use quietline_lab::oxend::{Oxend, OxendMood, OxendTransport};
 use quietline_lab::phone::{Phone, PushService, unix_milliseconds, unix_seconds};
@@ -16,6 +19,7 @@ use quietline_lab::provider::fcm::Fcm;
 use quietline_lab::provider::{Answer, Deliveries};
 use quietline_lab::seed::Seed;
 use quietline_lab::swarms::NodeList;
+use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -43,7 +47,16 @@ fn a_subscriber_gets_the_message_that_its_swarm_stores() {
     assert_eq!(link.receive()[1], second.notification(true));
     fleet.settle().unwrap();
     let counts = fleet.counts();
-    assert_eq!((counts.records, counts.verified, counts.watched, counts.pushed, counts.lost), (1, 1, 1, 2, 0));
+    assert_eq!(
+        (
+            counts.records,
+            counts.verified,
+            counts.watched,
+            counts.pushed,
+            counts.lost
+        ),
+        (1, 1, 1, 2, 0)
+    );
 }
 
 #[test]
@@ -94,7 +107,13 @@ fn nodes_misbehave_on_demand_and_then_stop() {
     let fleet = Fleet::start(1, &NodeSettings::default()).unwrap();
     let link = Link::dial(&fleet.addresses()[0]);
     let phones = [Phone::new(PushService::Firebase), Phone::new(PushService::Firebase)];
-    let body = Bt::List(phones.iter().map(|phone| phone.monitor_record(unix_seconds())).collect()).write();
+    let body = Bt::List(
+        phones
+            .iter()
+            .map(|phone| phone.monitor_record(unix_seconds()))
+            .collect(),
+    )
+    .write();
     let request: &[&[u8]] = &[b"monitor.messages", b"tag", &body];
 
     fleet.inject(0, Fault::RefuseItem { index: 1, code: 4 }, 1);
@@ -123,7 +142,10 @@ fn nodes_misbehave_on_demand_and_then_stop() {
 #[test]
 fn more_nodes_than_one_context_holds_listen_in_one_process() {
     quietline_lab::system::raise_open_files();
-    let settings = NodeSettings { io_threads: 1, ..NodeSettings::default() };
+    let settings = NodeSettings {
+        io_threads: 1,
+        ..NodeSettings::default()
+    };
     let fleet = Fleet::start(1100, &settings).unwrap();
     for node in [0, 899, 900, 1099] {
         assert_eq!(Link::dial(&fleet.addresses()[node]).exchange(&[b"HI"]), [b"HELLO"]);
@@ -134,9 +156,16 @@ fn more_nodes_than_one_context_holds_listen_in_one_process() {
 #[test]
 fn oxend_gives_its_list_and_announces_blocks() {
     let folder = tempfile::tempdir().unwrap();
-    let addresses = [NodeAddress { public_key: [9; 32], port: 20_000 }];
+    let addresses = [NodeAddress {
+        public_key: [9; 32],
+        port: 20_000,
+    }];
     let list = Arc::new(Mutex::new(NodeList::in_swarms(&addresses, 7)));
-    for transport in [OxendTransport::Ipc(folder.path().join("oxend.sock")), OxendTransport::Tcp, OxendTransport::Curve] {
+    for transport in [
+        OxendTransport::Ipc(folder.path().join("oxend.sock")),
+        OxendTransport::Tcp,
+        OxendTransport::Curve,
+    ] {
         let oxend = Oxend::start(&transport, Arc::clone(&list)).unwrap();
         let link = Link::dial_oxend(oxend.address());
         assert_eq!(link.exchange(&[b"HI"]), [b"HELLO"]);
@@ -160,12 +189,21 @@ fn oxend_gives_its_list_and_announces_blocks() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_seed_gives_the_same_list_over_https() {
-    let folder = tempfile::tempdir().unwrap();
-    let keys = Keys::generate(folder.path()).unwrap();
-    let list = NodeList::in_swarms(&[NodeAddress { public_key: [9; 32], port: 20_000 }], 7);
-    let seed = Seed::start(&keys.authority, Arc::new(Mutex::new(list.clone()))).unwrap();
-    let address = seed.url().replace("https://", "").replace("/json_rpc", "").parse().unwrap();
-    let mut client = Http2::connect(&keys, address).await;
+    let list = NodeList::in_swarms(
+        &[NodeAddress {
+            public_key: [9; 32],
+            port: 20_000,
+        }],
+        7,
+    );
+    let seed = Seed::start(Arc::new(Mutex::new(list.clone()))).unwrap();
+    let address = seed
+        .url()
+        .replace("https://", "")
+        .replace("/json_rpc", "")
+        .parse()
+        .unwrap();
+    let mut client = Http2::connect_to(seed.certificate().certificate(), address).await;
     let call = json!({ "method": "get_service_nodes", "params": { "active_only": true } }).to_string();
     let (status, body) = client.post("/json_rpc", &[], call).await.unwrap();
     let reply: Value = serde_json::from_slice(&body).unwrap();
@@ -200,29 +238,53 @@ async fn apns_takes_a_good_push_and_answers_as_scripted() {
 
     assert_eq!(client.post(&path, &headers, body.clone()).await.unwrap().0, 200);
     let delivery = deliveries.take(PATIENCE, |delivery| delivery.accepted).await.unwrap();
-    assert_eq!((delivery.token.as_str(), delivery.id.as_deref()), (token.as_str(), Some(id)));
+    assert_eq!(
+        (delivery.token.as_str(), delivery.id.as_deref()),
+        (token.as_str(), Some(id))
+    );
     assert_eq!(delivery.enc_payload, b"sealed");
 
-    apns.script().queue(&token, Answer::apns_gone("Unregistered", 1_700_000_000_000));
+    apns.script()
+        .queue(&token, Answer::apns_gone("Unregistered", 1_700_000_000_000));
     let (status, reply) = client.post(&path, &headers, body.clone()).await.unwrap();
-    assert_eq!((status, text(&reply)), (410, r#"{"reason":"Unregistered","timestamp":1700000000000}"#.into()));
-    apns.script().queue(&token, Answer::apns(429, "TooManyRequests").with_retry_after("7"));
+    assert_eq!(
+        (status, text(&reply)),
+        (410, r#"{"reason":"Unregistered","timestamp":1700000000000}"#.into())
+    );
+    apns.script()
+        .queue(&token, Answer::apns(429, "TooManyRequests").with_retry_after("7"));
     assert_eq!(client.post(&path, &headers, body.clone()).await.unwrap().0, 429);
     apns.script().queue(&token, Answer::huge_body(500, 3_000_000));
-    assert_eq!(client.post(&path, &headers, body.clone()).await.unwrap().1.len(), 3_000_000);
+    assert_eq!(
+        client.post(&path, &headers, body.clone()).await.unwrap().1.len(),
+        3_000_000
+    );
     apns.script().queue(&token, Answer::RefuseStream);
     assert!(client.post(&path, &headers, body.clone()).await.is_err());
     assert!(deliveries.complaints().is_empty(), "{:?}", deliveries.complaints());
 
     // What Apple refuses by itself.
-    assert_eq!(client.post("/3/device/xyz", &headers, body.clone()).await.unwrap().0, 400);
+    assert_eq!(
+        client.post("/3/device/xyz", &headers, body.clone()).await.unwrap().0,
+        400
+    );
     assert_eq!(client.post(&path, &headers[1..], body.clone()).await.unwrap().0, 403);
     assert_eq!(client.post(&path, &headers[..1], body.clone()).await.unwrap().0, 400);
     let forged = provider_token.replace("bearer ey", "bearer fy");
-    assert_eq!(client.post(&path, &[("authorization", &forged)], body.clone()).await.unwrap().0, 403);
+    assert_eq!(
+        client
+            .post(&path, &[("authorization", &forged)], body.clone())
+            .await
+            .unwrap()
+            .0,
+        403
+    );
     apns.set_token_lifetime(-1);
     let (status, reply) = client.post(&path, &headers, body.clone()).await.unwrap();
-    assert_eq!((status, text(&reply)), (403, r#"{"reason":"ExpiredProviderToken"}"#.into()));
+    assert_eq!(
+        (status, text(&reply)),
+        (403, r#"{"reason":"ExpiredProviderToken"}"#.into())
+    );
     apns.set_token_lifetime(3600);
 
     apns.script().queue(&token, Answer::GoAway);
@@ -232,6 +294,17 @@ async fn apns_takes_a_good_push_and_answers_as_scripted() {
     apns.script().queue(&token, Answer::Cut);
     assert!(client.post(&path, &headers, body).await.is_err());
     assert_eq!(apns.connections(), 2);
+
+    let client = Http2::connect(&keys, apns.address()).await;
+    apns.set_down(true);
+    client.closed().await;
+    assert!(
+        Http2::try_connect_to(keys.authority.certificate(), apns.address())
+            .await
+            .is_err()
+    );
+    apns.set_down(false);
+    Http2::connect(&keys, apns.address()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -249,7 +322,14 @@ async fn fcm_takes_a_push_only_with_a_bearer_it_gave_out() {
         "android": { "priority": "HIGH", "ttl": "60s" },
     }})
     .to_string();
-    assert_eq!(client.post(&path, &[("authorization", "Bearer guessed")], push.clone()).await.unwrap().0, 401);
+    assert_eq!(
+        client
+            .post(&path, &[("authorization", "Bearer guessed")], push.clone())
+            .await
+            .unwrap()
+            .0,
+        401
+    );
 
     let form = format!(
         "grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer&assertion={}",
@@ -261,9 +341,17 @@ async fn fcm_takes_a_push_only_with_a_bearer_it_gave_out() {
     let bearer = format!("Bearer {}", reply["access_token"].as_str().unwrap());
     let headers = [("authorization", bearer.as_str())];
     assert_eq!(client.post(&path, &headers, push.clone()).await.unwrap().0, 200);
-    assert_eq!(deliveries.take(PATIENCE, |delivery| delivery.accepted).await.unwrap().enc_payload, b"sealed");
+    assert_eq!(
+        deliveries
+            .take(PATIENCE, |delivery| delivery.accepted)
+            .await
+            .unwrap()
+            .enc_payload,
+        b"sealed"
+    );
 
-    fcm.script().always("device", Answer::fcm(404, "NOT_FOUND", Some("UNREGISTERED"), None));
+    fcm.script()
+        .always("device", Answer::fcm(404, "NOT_FOUND", Some("UNREGISTERED"), None));
     let (status, reply) = client.post(&path, &headers, push.clone()).await.unwrap();
     assert_eq!((status, text(&reply).contains("UNREGISTERED")), (404, true));
     fcm.script().clear();
@@ -309,9 +397,10 @@ impl Link {
 
     fn dial_oxend(address: &str) -> Self {
         match address.strip_prefix("curve://").and_then(|rest| rest.split_once('/')) {
-            Some((host, key)) => {
-                Self::connect(&format!("tcp://{host}"), Some(hex::decode(key).unwrap().try_into().unwrap()))
-            }
+            Some((host, key)) => Self::connect(
+                &format!("tcp://{host}"),
+                Some(hex::decode(key).unwrap().try_into().unwrap()),
+            ),
             None => Self::connect(address, None),
         }
     }
@@ -319,7 +408,12 @@ impl Link {
     fn connect(endpoint: &str, server_key: Option<[u8; 32]>) -> Self {
         let context = zmq::Context::new();
         let socket = context.socket(zmq::DEALER).unwrap();
-        socket.monitor("inproc://handshakes", zmq::SocketEvent::HANDSHAKE_SUCCEEDED.to_raw().into()).unwrap();
+        socket
+            .monitor(
+                "inproc://handshakes",
+                zmq::SocketEvent::HANDSHAKE_SUCCEEDED.to_raw().into(),
+            )
+            .unwrap();
         let handshakes = context.socket(zmq::PAIR).unwrap();
         handshakes.connect("inproc://handshakes").unwrap();
         handshakes.set_rcvtimeo(PATIENCE.as_millis() as i32).unwrap();
@@ -372,28 +466,35 @@ struct Http2 {
 
 impl Http2 {
     async fn connect(keys: &Keys, address: SocketAddr) -> Self {
-        let tcp = TcpStream::connect(address).await.unwrap();
-        let tls = TlsConnector::from(keys.authority.client_config().unwrap());
-        let tls = tls.connect("localhost".try_into().unwrap(), tcp).await.unwrap();
-        let (sender, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await.unwrap();
+        Self::connect_to(keys.authority.certificate(), address).await
+    }
+
+    async fn connect_to(trusted: &CertificateDer<'static>, address: SocketAddr) -> Self {
+        Self::try_connect_to(trusted, address).await.unwrap()
+    }
+
+    async fn try_connect_to(trusted: &CertificateDer<'static>, address: SocketAddr) -> std::io::Result<Self> {
+        let tcp = TcpStream::connect(address).await?;
+        let tls = TlsConnector::from(client_config(trusted).unwrap());
+        let tls = tls.connect("localhost".try_into().unwrap(), tcp).await?;
+        let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls))
+            .await
+            .unwrap();
         let connection = tokio::spawn(async move {
             let _ = connection.await;
         });
-        Self { sender, connection }
+        Ok(Self { sender, connection })
     }
 
-    async fn post(
-        &mut self,
-        path: &str,
-        headers: &[(&str, &str)],
-        body: String,
-    ) -> Result<(u16, Bytes), hyper::Error> {
+    async fn post(&mut self, path: &str, headers: &[(&str, &str)], body: String) -> Result<(u16, Bytes), hyper::Error> {
         let mut request = hyper::Request::post(format!("https://localhost{path}"));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let response = self.sender.send_request(request.body(Full::new(body.into())).unwrap()).await?;
+        let response = self
+            .sender
+            .send_request(request.body(Full::new(body.into())).unwrap())
+            .await?;
         let status = response.status().as_u16();
         Ok((status, response.into_body().collect().await?.to_bytes()))
     }
@@ -413,7 +514,9 @@ fn apns_jwt(folder: &std::path::Path) -> String {
     );
     let der = read_pem(&folder.join("apns.p8"));
     let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &der).unwrap();
-    let signature = key.sign(&aws_lc_rs::rand::SystemRandom::new(), signed.as_bytes()).unwrap();
+    let signature = key
+        .sign(&aws_lc_rs::rand::SystemRandom::new(), signed.as_bytes())
+        .unwrap();
     format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
 }
 
@@ -432,12 +535,22 @@ fn firebase_jwt(folder: &std::path::Path, token_uri: &str) -> String {
     std::fs::write(&pem, account["private_key"].as_str().unwrap()).unwrap();
     let key = RsaKeyPair::from_pkcs8(&read_pem(&pem)).unwrap();
     let mut signature = vec![0; key.public_modulus_len()];
-    key.sign(&RSA_PKCS1_SHA256, &aws_lc_rs::rand::SystemRandom::new(), signed.as_bytes(), &mut signature).unwrap();
+    key.sign(
+        &RSA_PKCS1_SHA256,
+        &aws_lc_rs::rand::SystemRandom::new(),
+        signed.as_bytes(),
+        &mut signature,
+    )
+    .unwrap();
     format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
 }
 
 fn jwt_text(header: &Value, claims: &Value) -> String {
-    format!("{}.{}", URL_SAFE_NO_PAD.encode(header.to_string()), URL_SAFE_NO_PAD.encode(claims.to_string()))
+    format!(
+        "{}.{}",
+        URL_SAFE_NO_PAD.encode(header.to_string()),
+        URL_SAFE_NO_PAD.encode(claims.to_string())
+    )
 }
 
 fn read_pem(path: &std::path::Path) -> Vec<u8> {

@@ -1,4 +1,5 @@
 //! The lab against golden data made by the upstream code: what checks the product is itself checked.
+#![expect(clippy::unwrap_used, reason = "a helper of a test may panic as the test itself")]
 
 use quietline_lab::bt::Bt;
 use quietline_lab::node::{SwarmMessage, message_hash, monitor};
@@ -15,12 +16,20 @@ fn onion_requests_are_byte_equal_to_those_of_the_real_builder() {
         let (cipher, secret, public) = onion_case(case);
         let request = bytes(&case["request_hex"]);
         let nonce_length = if cipher == Cipher::AesGcm { 12 } else { 24 };
-        let (built, key) =
-            onion::build(cipher, &secret, &public, &request[4..4 + nonce_length], &bytes(&case["plaintext_hex"]))
-                .unwrap();
+        let (built, key) = onion::build(
+            cipher,
+            &secret,
+            &public,
+            &request[4..4 + nonce_length],
+            &bytes(&case["plaintext_hex"]),
+        )
+        .unwrap();
         assert_eq!(built, request, "{}", case["id"]);
         assert!(request.ends_with(text(&case["trailing_json"]).as_bytes()));
-        assert_eq!(key.open(&bytes(&case["reply_encrypted_hex"])), Some(bytes(&case["reply_plaintext_hex"])));
+        assert_eq!(
+            key.open(&bytes(&case["reply_encrypted_hex"])),
+            Some(bytes(&case["reply_plaintext_hex"]))
+        );
         let reply = key.open_reply(&bytes(&case["reply_encrypted_hex"])).unwrap();
         assert_eq!((reply.code, reply.body.as_slice()), (200, &b"ok"[..]));
     }
@@ -32,9 +41,9 @@ fn the_inner_request_is_written_as_clients_write_it() {
     let vectors = load(include_str!("../vectors/onion-v4.json"));
     for case in items(&vectors["built"]) {
         let plaintext = bytes(&case["plaintext_hex"]);
-        let body = plaintext.rsplit(|byte| *byte == b':').count();
-        assert!(body > 1, "a body follows the metadata");
-        let Some(Bt::List(parts)) = Bt::parse(&plaintext) else { panic!("a list") };
+        let Some(Bt::List(parts)) = Bt::parse(&plaintext) else {
+            panic!("a list")
+        };
         assert_eq!(onion::inner("/subscribe", parts[1].as_bytes().unwrap()), plaintext);
     }
 }
@@ -50,7 +59,12 @@ fn answers_to_onion_requests_open_with_the_key_of_the_request() {
         if let (Some(request), Some(plaintext)) = (case["request_hex"].as_str(), case["plaintext_hex"].as_str()) {
             let request = hex::decode(request).unwrap();
             let length = u32::from_le_bytes(request[..4].try_into().unwrap()) as usize;
-            assert_eq!(key.open(&request[4..4 + length]), hex::decode(plaintext).ok(), "{}", case["id"]);
+            assert_eq!(
+                key.open(&request[4..4 + length]),
+                hex::decode(plaintext).ok(),
+                "{}",
+                case["id"]
+            );
         }
         if let Some(sealed) = case["upstream_reply"]["encrypted_hex"].as_str() {
             let reply = key.open_reply(&hex::decode(sealed).unwrap()).unwrap();
@@ -68,15 +82,26 @@ fn replies_of_the_real_server_open() {
         let (cipher, secret, public) = onion_case(case);
         let key = OnionKey::derive(cipher, &secret, &public).unwrap();
         let mut sealed = bytes(&case["reply_encrypted_hex"]);
-        assert_eq!(key.open(&sealed), Some(bytes(&case["reply_plaintext_hex"])), "{}", case["id"]);
+        assert_eq!(
+            key.open(&sealed),
+            Some(bytes(&case["reply_plaintext_hex"])),
+            "{}",
+            case["id"]
+        );
         *sealed.last_mut().unwrap() ^= 1;
         assert_eq!(key.open(&sealed), None);
     }
     for case in items(&vectors["derived_keys"]) {
         let (secret, public) = (array(&case["client_secret"]), array(&case["server_public"]));
-        assert_eq!(sodium::x25519_shared(&secret, &public), Some(array(&case["x25519_shared"])));
+        assert_eq!(
+            sodium::x25519_shared(&secret, &public),
+            Some(array(&case["x25519_shared"]))
+        );
         for (cipher, name) in [(Cipher::AesGcm, "aes_gcm_key"), (Cipher::XChaCha20, "xchacha20_key")] {
-            assert_eq!(OnionKey::derive(cipher, &secret, &public).unwrap().bytes(), &array(&case[name]));
+            assert_eq!(
+                OnionKey::derive(cipher, &secret, &public).unwrap().bytes(),
+                &array(&case[name])
+            );
         }
     }
 }
@@ -121,9 +146,15 @@ fn phones_refuse_what_the_client_library_refuses() {
     let vectors = load(include_str!("../vectors/push-payload.json"));
     for case in items(&vectors["failures"]) {
         // A key of 31 bytes has no type to be given in.
-        let Ok(key) = <[u8; 32]>::try_from(bytes(&case["enc_key_hex"])) else { continue };
+        let Ok(key) = <[u8; 32]>::try_from(bytes(&case["enc_key_hex"])) else {
+            continue;
+        };
         let opened = phone::open_payload(&key, &bytes(&case["enc_payload_hex"]));
-        let expected = if case["id"] == "bad-short" { OpenError::TooShort } else { OpenError::NotForMe };
+        let expected = if case["id"] == "bad-short" {
+            OpenError::TooShort
+        } else {
+            OpenError::NotForMe
+        };
         assert_eq!(opened, Err(expected), "{}", case["id"]);
     }
 }
@@ -135,7 +166,12 @@ fn signatures_and_session_ids_are_those_of_the_clients() {
         let (message, signature) = (text(&case["message"]), array(&case["signature"]));
         let valid = case["valid"] == true;
         let public = array(&case["ed25519_public"]);
-        assert_eq!(sodium::verify_ed25519(&public, message.as_bytes(), &signature), valid, "{}", case["id"]);
+        assert_eq!(
+            sodium::verify_ed25519(&public, message.as_bytes(), &signature),
+            valid,
+            "{}",
+            case["id"]
+        );
         // A key of small order has no seed.
         if case["seed"].is_null() {
             continue;
@@ -153,7 +189,10 @@ fn signatures_and_session_ids_are_those_of_the_clients() {
     }
     for case in items(&vectors["ed25519_special"]) {
         let converted = sodium::ed25519_to_x25519(&array(&case["ed25519_public"]));
-        assert_eq!(converted.map(|key| format!("05{}", hex::encode(key))), case["session_id"].as_str().map(Into::into));
+        assert_eq!(
+            converted.map(|key| format!("05{}", hex::encode(key))),
+            case["session_id"].as_str().map(Into::into)
+        );
     }
 }
 
@@ -164,21 +203,33 @@ fn phones_sign_the_text_that_clients_sign() {
     let mut compared = 0;
     for case in items(&vectors["cases"]) {
         let request = &case["request"];
-        let Some(expected) = case["sigs"]["$SIG"]["message"].as_str() else { continue };
+        let Some(expected) = case["sigs"]["$SIG"]["message"].as_str() else {
+            continue;
+        };
         let accepted = case["expect"]["success"] == true;
-        let Ok(account) = <[u8; 33]>::try_from(hex::decode(request["pubkey"].as_str().unwrap_or("")).unwrap_or_default())
+        let Ok(account) =
+            <[u8; 33]>::try_from(hex::decode(request["pubkey"].as_str().unwrap_or("")).unwrap_or_default())
         else {
             continue;
         };
         let expected = expected.replace("{ts}", "1700000000");
         if case["op"] == "unsubscribe" && accepted {
-            assert_eq!(phone::unsubscribe_message(&account, 1_700_000_000), expected, "{}", case["id"]);
+            assert_eq!(
+                phone::unsubscribe_message(&account, 1_700_000_000),
+                expected,
+                "{}",
+                case["id"]
+            );
             compared += 1;
         }
-        let namespaces: Option<Vec<i16>> = request["namespaces"]
-            .as_array()
-            .map(|list| list.iter().filter_map(|number| number.as_i64()?.try_into().ok()).collect());
-        let (Some(namespaces), Some(want_data)) = (namespaces, request["data"].as_bool()) else { continue };
+        let namespaces: Option<Vec<i16>> = request["namespaces"].as_array().map(|list| {
+            list.iter()
+                .filter_map(|number| number.as_i64()?.try_into().ok())
+                .collect()
+        });
+        let (Some(namespaces), Some(want_data)) = (namespaces, request["data"].as_bool()) else {
+            continue;
+        };
         let complete = Some(namespaces.len()) == request["namespaces"].as_array().map(Vec::len);
         if case["op"] == "subscribe" && accepted && complete && request["sig_ts"] == "$SIG_TS" {
             let message = phone::monitor_message(&account, 1_700_000_000, want_data, &namespaces);
@@ -214,7 +265,9 @@ fn fake_nodes_accept_what_the_incumbent_sends() {
         let answers = monitor::read(&[&body], signed_at, || true);
         assert!(!answers.items().is_empty());
         for answer in answers.items() {
-            let record = answer.as_ref().unwrap_or_else(|refusal| panic!("{}: {refusal:?}", case["id"]));
+            let record = answer
+                .as_ref()
+                .unwrap_or_else(|refusal| panic!("{}: {refusal:?}", case["id"]));
             assert_eq!(
                 record.want_data,
                 case["subscribe_request"]["data"].as_bool().unwrap_or(record.want_data),
@@ -244,7 +297,9 @@ fn fake_nodes_push_byte_for_byte_what_the_real_one_pushed() {
     let mut compared = 0;
     for case in items(&vectors["notifications"]) {
         let stored = &case["stored"];
-        let Some(dict) = case["notify_dicts"].get(0) else { continue };
+        let Some(dict) = case["notify_dicts"].get(0) else {
+            continue;
+        };
         let data = hex::decode(text(&stored["data_hex"])).unwrap_or_else(|_| vec![b'x'; 70_000]);
         let timestamp_ms = stored["timestamp_ms"].as_i64().unwrap();
         let message = SwarmMessage {
@@ -266,7 +321,6 @@ fn fake_nodes_push_byte_for_byte_what_the_real_one_pushed() {
         compared += 1;
     }
     assert_eq!(compared, 3);
-    assert_eq!(message_hash(&[5; 33], -400, b"x"), message_hash(&[5; 33], -400, b"x"));
     assert_ne!(message_hash(&[5; 33], 0, b"x"), message_hash(&[5; 33], 1, b"x"));
 }
 
@@ -276,8 +330,16 @@ fn accounts_belong_to_the_swarm_the_push_server_finds() {
     let mut compared = 0;
     for case in items(&vectors["cases"]) {
         let account: [u8; 33] = array(&case["account_hex"]);
-        assert_eq!(swarms::swarm_space(&account).to_string(), text(&case["swarm_space"]), "{}", case["id"]);
-        let ids: Vec<u64> = items(&case["swarm_ids"]).iter().map(|id| text(id).parse().unwrap()).collect();
+        assert_eq!(
+            swarms::swarm_space(&account).to_string(),
+            text(&case["swarm_space"]),
+            "{}",
+            case["id"]
+        );
+        let ids: Vec<u64> = items(&case["swarm_ids"])
+            .iter()
+            .map(|id| text(id).parse().unwrap())
+            .collect();
         if case["swarm_is_invalid"] == true {
             continue;
         }
@@ -290,7 +352,11 @@ fn accounts_belong_to_the_swarm_the_push_server_finds() {
 
 fn onion_case(case: &Value) -> (Cipher, [u8; 32], [u8; 32]) {
     let cipher = Cipher::from_name(&text(&case["enc_type"])).unwrap();
-    (cipher, array(&case["client_ephemeral_secret"]), array(&case["server_public"]))
+    (
+        cipher,
+        array(&case["client_ephemeral_secret"]),
+        array(&case["server_public"]),
+    )
 }
 
 fn load(json: &str) -> Value {

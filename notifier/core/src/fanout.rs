@@ -604,6 +604,36 @@ mod tests {
     }
 
     #[test]
+    fn a_round_through_the_index_finds_every_account_of_a_token() {
+        let mut index = index();
+        for number in 0..50 {
+            index.upsert(&subscription(
+                number,
+                if number % 10 == 3 { b"dead" } else { b"good" },
+                &[0],
+                NOW,
+            ));
+        }
+        index.remove(&subscription(3, b"dead", &[0], NOW).device);
+        let (mut found, mut from, mut rounds) = (Vec::new(), Some(0), 0);
+        while let Some(place) = from {
+            let (devices, next) =
+                index.devices_from(place, 7, |service, token| service == Service::Apns && token == b"dead");
+            found.extend(devices.into_iter().map(|device| device.account));
+            from = next;
+            rounds += 1;
+        }
+        assert_eq!(found, [13, 23, 33, 43].map(account));
+        assert_eq!(rounds, 8);
+        assert!(
+            Index::new(Seed::new([3; 16]))
+                .devices_from(0, 7, |_, _| true)
+                .0
+                .is_empty()
+        );
+    }
+
+    #[test]
     fn an_index_prints_no_device() {
         let mut index = index();
         index.upsert(&subscription(1, b"secret", &[0], NOW));

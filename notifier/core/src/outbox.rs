@@ -2,9 +2,34 @@
 //!
 //! In: `Sealed` wakeups, provider outcomes, the clock (Unix milliseconds). Out: what to send now, what to write, what
 //! to forget. Never: sends, or touches a disk.
+//!
+//! The life of an entry: [`Outbox::accept`] → on disk ([`handle_written`](Outbox::handle_written)) → its turn
+//! ([`poll_send`](Outbox::poll_send)) → [`handle_outcome`](Outbox::handle_outcome): done, dropped with a reason, or back in the queue. After each call
+//! the shell takes what [`poll_write`](Outbox::poll_write), [`poll_effect`](Outbox::poll_effect), [`poll_load`](Outbox::poll_load) and `poll_send` give,
+//! and calls [`handle_timeout`](Outbox::handle_timeout) at [`next_deadline`](Outbox::next_deadline).
+//!
+//! - A service has a lane of its own: what one provider does slows no other.
+//! - Within a lane the more valuable class goes first, within a class the older entry.
+//! - Nothing is sent before it is on disk, nor at or after its deadline.
+//! - Bodies beyond `memory` wait on disk and are asked for shortly before their turn.
+
+mod counters;
+mod entries;
+mod lane;
+mod outcome;
+mod queue;
+
+pub use counters::{DropReason, LaneCounters};
+pub use lane::LaneState;
+pub use outcome::{Outcome, Refusal, RetryReason, Scope};
 
 use crate::account::{DeviceToken, Service};
-use crate::seal::Sealed;
+use crate::seal::{Class, Sealed};
+use crate::seeded::Seed;
+use entries::Entries;
+use lane::Lane;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// An entry's row number in the outbox file. Grows, never reused.
@@ -26,85 +51,53 @@ impl std::fmt::Debug for PushId {
 pub struct Entry {
     pub id: EntryId,
     pub push_id: PushId,
-    pub sealed: Sealed,
+    /// Shared with the outbox, so that the body exists once while it is written.
+    pub sealed: Arc<Sealed>,
     /// Unix milliseconds: min(message expiry, accepted + the service's cap).
     pub deadline_ms: i64,
     /// How many times a provider was asked.
     pub attempt: u32,
 }
 
-/// What a provider's answer means. Each variant says what happens to the entry; what happens to the lane is [`RetryReason::scope`]
-/// and [`Refusal::stops_lane`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    Delivered,
-    /// `after`: what the provider asked for (Retry-After), if it did.
-    Retry {
-        after: Option<Duration>,
-        reason: RetryReason,
-    },
-    /// Too large for the provider: send the "too long" form, once.
-    TryFallback,
-    /// The token is dead. `provider_time_ms` (Unix ms): since when, where the provider says so.
-    /// `certain` = an answer that a wrong credential or topic cannot cause; others delete only while the credential is healthy.
-    Gone {
-        provider_time_ms: Option<i64>,
-        certain: bool,
-    },
-    /// The entry is dropped, the token kept.
-    Refused(Refusal),
-}
-
-/// Why an entry is tried again. The names are metric labels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum RetryReason {
-    /// Connect, TLS, reset, GOAWAY with this stream unprocessed.
-    Connection,
-    Timeout,
-    /// 500, 502, 503, Shutdown.
-    Unavailable,
-    /// This one token gets too many.
-    TokenRate,
-    /// The whole project or lane is over its quota.
-    LaneRate,
-    /// The provider token had expired; a new one is minted.
-    CredentialExpired,
-    /// The credential is refused: the lane stops, its queue stays, an operator must act.
-    CredentialRefused,
-}
-
-/// Whom a retry slows down.
+/// What a start must know of an entry; the wakeup itself stays on disk until it is its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    Entry,
-    Token,
-    Lane,
-    /// Nothing more is sent until the credential works again (probed with one entry at a time).
-    LaneStopped,
+pub struct Restored {
+    pub id: EntryId,
+    pub push_id: PushId,
+    pub service: Service,
+    pub class: Class,
+    /// Unix milliseconds.
+    pub deadline_ms: i64,
+    pub attempt: u32,
+    /// Only the short form is sent from now on.
+    pub fallback: bool,
+    /// Bytes that the wakeup takes in memory, nearly.
+    pub size: usize,
 }
 
-impl RetryReason {
-    pub const fn scope(self) -> Scope {
-        match self {
-            Self::Connection | Self::Timeout | Self::Unavailable | Self::CredentialExpired => Scope::Entry,
-            Self::TokenRate => Scope::Token,
-            Self::LaneRate => Scope::Lane,
-            Self::CredentialRefused => Scope::LaneStopped,
-        }
+/// A wakeup to be sent now.
+#[derive(Clone, Debug)]
+pub struct Push {
+    pub id: EntryId,
+    pub push_id: PushId,
+    pub sealed: Arc<Sealed>,
+    /// Send the "too long" form.
+    pub fallback: bool,
+    /// Unix milliseconds: the provider should not keep it longer either.
+    pub deadline_ms: i64,
+    /// How many times a provider was asked before.
+    pub attempt: u32,
+}
+
+impl Push {
+    /// The form to send.
+    pub fn body(&self) -> &[u8] {
+        self.sealed
+            .fallback
+            .as_deref()
+            .filter(|_| self.fallback)
+            .unwrap_or(&self.sealed.body)
     }
-}
-
-/// Why an entry is dropped although its token is fine. The names are metric labels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Refusal {
-    /// A 4xx that says the request is malformed: ours to mend.
-    OurFault,
-    /// Said to be too large even in its "too long" form.
-    TooLarge,
-    /// A token of another app or project while the credential is not known to be healthy.
-    ForeignToken,
-    /// An answer the tables do not know.
-    Unknown,
 }
 
 /// Which device a lane waits for or forgets.
@@ -113,3 +106,212 @@ pub struct Target {
     pub service: Service,
     pub token: DeviceToken,
 }
+
+/// What the outbox file must learn. The order counts: a `Remove` may concern an entry that is being written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    Remove(EntryId),
+    Change { id: EntryId, attempt: u32, fallback: bool },
+}
+
+/// What others must learn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Delete the token, unless it was registered after `provider_time_ms` (Unix milliseconds).
+    TokenGone {
+        target: Target,
+        provider_time_ms: Option<i64>,
+    },
+    /// The credential is refused; an operator must act.
+    LaneStopped(Service),
+    /// The credential works again.
+    LaneResumed(Service),
+}
+
+/// Why a wakeup is not taken. The names are metric labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejected {
+    /// Worthless already: the message has expired.
+    Expired,
+    /// The outbox is full of what is worth more.
+    Full,
+    /// The service is not on offer.
+    NoLane,
+}
+
+impl Rejected {
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Full => "full",
+            Self::NoLane => "no_lane",
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct OutboxSettings {
+    /// Entries at most, wherever their bodies are.
+    pub max_entries: usize,
+    /// Bytes of wakeup bodies kept in memory.
+    pub memory: usize,
+    /// Pushes under way at once by service; 0 = the service is not on offer.
+    pub concurrency: [u32; 3],
+    /// A lane rests after so many failures to reach the provider with no answer between them.
+    pub breaker_failures: u32,
+}
+
+impl Default for OutboxSettings {
+    fn default() -> Self {
+        Self {
+            max_entries: 1_000_000,
+            memory: 64 << 20,
+            concurrency: [1000, 1000, 500],
+            breaker_failures: 8,
+        }
+    }
+}
+
+impl OutboxSettings {
+    pub fn set_concurrency(&mut self, service: Service, pushes: u32) {
+        if let Some(concurrency) = self.concurrency.get_mut(lane_of(service)) {
+            *concurrency = pushes;
+        }
+    }
+}
+
+/// How long a wakeup may be tried at most. Apple keeps only the newest for a sleeping phone anyway.
+pub const fn lifetime(service: Service) -> Duration {
+    match service {
+        Service::Apns | Service::ApnsSandbox => Duration::from_secs(3600),
+        Service::Firebase => Duration::from_secs(24 * 3600),
+    }
+}
+
+/// Entries take 88 bytes each, about 10 more for finding them, and their bodies as far as `memory` goes.
+pub struct Outbox {
+    settings: OutboxSettings,
+    seed: Seed,
+    next_id: i64,
+    entries: Entries,
+    lanes: [Lane; 3],
+    /// Entries that are tried again at a time of their own.
+    retries: BTreeSet<(i64, entries::Place)>,
+    /// Tokens that get too many, and the one entry of each that is kept.
+    resting_tokens: HashMap<u64, queue::Resting, Seed>,
+    token_ends: BTreeSet<(i64, u64)>,
+    /// Whose turn it is among the lanes.
+    turn: usize,
+    writes: VecDeque<Write>,
+    effects: VecDeque<Effect>,
+}
+
+impl Outbox {
+    /// `next_id`: beyond every id that the file ever had.
+    pub fn new(settings: OutboxSettings, seed: Seed, next_id: EntryId) -> Self {
+        let lanes = settings
+            .concurrency
+            .map(|pushes| Lane::new(pushes, settings.breaker_failures));
+        Self {
+            settings,
+            seed,
+            next_id: next_id.0,
+            entries: Entries::new(),
+            lanes,
+            retries: BTreeSet::new(),
+            resting_tokens: HashMap::with_hasher(seed),
+            token_ends: BTreeSet::new(),
+            turn: 0,
+            writes: VecDeque::new(),
+            effects: VecDeque::new(),
+        }
+    }
+
+    pub fn poll_write(&mut self) -> Option<Write> {
+        self.writes.pop_front()
+    }
+
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// Entries, in whatever state.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of bodies in memory or asked for.
+    pub fn memory(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.bytes).sum()
+    }
+
+    /// Pushes under way.
+    pub fn in_flight(&self, service: Service) -> u32 {
+        self.lane(service).in_flight
+    }
+
+    /// Pushes that may be under way at once; falls below the setting while the provider complains.
+    pub fn limit(&self, service: Service) -> u32 {
+        self.lane(service).limit()
+    }
+
+    pub fn lane_state(&self, service: Service, now_ms: i64) -> LaneState {
+        self.lane(service).state(now_ms)
+    }
+
+    /// Entries that wait for their turn. Those under way or waiting to be tried again are not in it.
+    pub fn queued(&self, service: Service, class: Class) -> usize {
+        let lane = self.lane(service);
+        let count = |lists: &[entries::List; 4]| lists.get(class_of(class)).map_or(0, entries::List::len);
+        count(&lane.hot) + count(&lane.cold)
+    }
+
+    pub fn counters(&self, service: Service) -> &LaneCounters {
+        &self.lane(service).counters
+    }
+
+    /// Bytes on the heap for keeping the entries, without bodies.
+    pub fn overhead(&self) -> usize {
+        self.entries.memory()
+    }
+
+    fn lane(&self, service: Service) -> &Lane {
+        &self.lanes[lane_of(service)]
+    }
+}
+
+impl std::fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outbox")
+            .field("entries", &self.len())
+            .finish_non_exhaustive()
+    }
+}
+
+const fn lane_of(service: Service) -> usize {
+    match service {
+        Service::Apns => 0,
+        Service::ApnsSandbox => 1,
+        Service::Firebase => 2,
+    }
+}
+
+const fn class_of(class: Class) -> usize {
+    match class {
+        Class::Call => 0,
+        Class::Visible => 1,
+        Class::Quiet => 2,
+        Class::TooLong => 3,
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,8 +6,9 @@
 //! The order for one message: bounded parsing, the sender's rate, its swarm, was it seen, does it prove itself, whom does it concern,
 //! seal, outbox. The mark is pending until the outbox has committed it.
 
-use crate::outbox::{Accept, OutboxError};
+use crate::outbox::{Accept, OutboxError, OutboxHandle};
 use crate::watcher::Incoming;
+use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use notifier_core::account::{AccountId, DeviceToken};
 use notifier_core::confirm::{Confirm, ConfirmSettings, Verdict};
@@ -19,7 +20,7 @@ use notifier_core::seeded::{RateLimit, Seed};
 use notifier_core::subscription::{DeviceId, Subscription};
 use notifier_core::swarm::{NodeKey, SwarmRing};
 use quietline_shared::redact::Secret;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -51,13 +52,27 @@ pub struct RelaySettings {
 /// What others may ask of the relay.
 pub enum Command {
     /// A stored subscription.
-    Put { subscription: Box<Subscription>, done: oneshot::Sender<Upserted> },
-    /// Stored subscriptions at the start.
-    Load { subscriptions: Vec<Subscription>, done: oneshot::Sender<()> },
+    Put {
+        subscription: Box<Subscription>,
+        done: oneshot::Sender<Upserted>,
+    },
+    /// Stored subscriptions at the start, with the records of their renewal. Those that still stand come back.
+    Load {
+        subscriptions: Vec<(Subscription, Bytes)>,
+        done: oneshot::Sender<Vec<(AccountId, Bytes)>>,
+    },
+    /// All stored subscriptions have come.
+    LoadEnded,
     /// A device that is stored no more.
-    Remove { device: DeviceId, done: oneshot::Sender<Removed> },
+    Remove {
+        device: DeviceId,
+        done: oneshot::Sender<Removed>,
+    },
     /// The devices of accounts, for their renewal.
-    Devices { accounts: Vec<AccountId>, done: oneshot::Sender<Vec<DeviceId>> },
+    Devices {
+        accounts: Vec<AccountId>,
+        done: oneshot::Sender<Vec<DeviceId>>,
+    },
 }
 
 /// What the relay tells.
@@ -65,7 +80,10 @@ pub enum Told {
     /// The last device of an account expired.
     AccountGone(AccountId),
     /// A device whose token its provider calls dead, since this time (Unix ms) where it said so.
-    Dead { device: DeviceId, provider_time_ms: Option<i64> },
+    Dead {
+        device: DeviceId,
+        provider_time_ms: Option<i64>,
+    },
 }
 
 pub struct Relay {
@@ -78,6 +96,8 @@ pub struct Relay {
     ring: watch::Receiver<Arc<SwarmRing>>,
     random: Random,
     dead: DeadTokens,
+    /// Devices that were removed while the store is being read. `None` = it has been.
+    removed_while_loading: Option<HashSet<DeviceId>>,
 }
 
 /// The ends that the relay works between.
@@ -85,7 +105,7 @@ pub struct Ends {
     pub incoming: mpsc::Receiver<Incoming>,
     pub commands: mpsc::Receiver<Command>,
     pub dead: mpsc::Receiver<(Target, Option<i64>)>,
-    pub outbox: mpsc::Sender<Accept>,
+    pub outbox: OutboxHandle,
     pub told: mpsc::Sender<Told>,
 }
 
@@ -114,6 +134,7 @@ impl Relay {
             ring,
             random,
             dead: DeadTokens::default(),
+            removed_while_loading: Some(HashSet::new()),
             settings,
         }
     }
@@ -151,7 +172,7 @@ impl Relay {
                     commits.push(async move {
                         let result = match sent {
                             Ok(()) => answer.await.unwrap_or(Err(OutboxError::Closed)),
-                            Err(_) => Err(OutboxError::Closed),
+                            Err(fault) => Err(fault),
                         };
                         (count, marks, result)
                     });
@@ -168,7 +189,10 @@ impl Relay {
         for incoming in batch.drain(..) {
             metrics::counter!("event_notifications_total").increment(1);
             let (rate, burst) = (self.settings.node_rate, self.settings.node_burst);
-            let limit = self.rate_by_node.entry(incoming.node).or_insert_with(|| RateLimit::new(rate, burst, now));
+            let limit = self
+                .rate_by_node
+                .entry(incoming.node)
+                .or_insert_with(|| RateLimit::new(rate, burst, now));
             if !limit.allow(now) {
                 refuse("node_rate");
                 continue;
@@ -186,7 +210,10 @@ impl Relay {
                 continue;
             }
             let foreign = ring.swarm_of(&event.account) != Some(incoming.swarm);
-            match self.confirm.handle(incoming.node, foreign, event, incoming.second_link_up, now) {
+            match self
+                .confirm
+                .handle(incoming.node, foreign, event, incoming.second_link_up, now)
+            {
                 Verdict::Release(event) => self.wake(&event, mark, now_ms, &mut wakeups, &mut marks),
                 Verdict::Held => metrics::counter!("confirm_held_total").increment(1),
                 Verdict::Refused(refusal) => refuse(refusal.label()),
@@ -195,17 +222,31 @@ impl Relay {
         (wakeups, marks)
     }
 
-    fn wake(&mut self, event: &MessageEvent, mark: Mark, now_ms: i64, wakeups: &mut Vec<Sealed>, marks: &mut Vec<Mark>) {
+    fn wake(
+        &mut self,
+        event: &MessageEvent,
+        mark: Mark,
+        now_ms: i64,
+        wakeups: &mut Vec<Sealed>,
+        marks: &mut Vec<Mark>,
+    ) {
         if !self.dedupe.begin(mark, now_ms) {
             return;
         }
         let before = wakeups.len();
         for device in self.index.fan_out(event) {
             let token = DeviceToken::new(device.token);
-            let view = DeviceView { service: device.service, token: &token, enc_key: device.enc_key, want_data: device.want_data };
+            let view = DeviceView {
+                service: device.service,
+                token: &token,
+                enc_key: device.enc_key,
+                want_data: device.want_data,
+            };
             match seal(event, view, &self.settings.seal, self.random.take()) {
                 Ok(sealed) => wakeups.push(sealed),
-                Err(suppressed) => metrics::counter!("seal_suppressed_total", "reason" => suppressed.label()).increment(1),
+                Err(suppressed) => {
+                    metrics::counter!("seal_suppressed_total", "reason" => suppressed.label()).increment(1)
+                }
             }
         }
         if wakeups.len() == before {
@@ -235,16 +276,37 @@ impl Relay {
     fn obey(&mut self, command: Command) {
         // Who asked may be gone; then nobody needs the answer.
         match command {
-            Command::Put { subscription, done } => drop(done.send(self.index.upsert(&subscription))),
-            Command::Load { subscriptions, done } => {
-                for subscription in &subscriptions {
-                    self.index.upsert(subscription);
+            Command::Put { subscription, done } => {
+                if let Some(removed) = &mut self.removed_while_loading {
+                    removed.remove(&subscription.device);
                 }
-                drop(done.send(()));
+                let _ = done.send(self.index.upsert(&subscription));
             }
-            Command::Remove { device, done } => drop(done.send(self.index.remove(&device))),
+            Command::Load { subscriptions, done } => {
+                let removed = self.removed_while_loading.get_or_insert_default();
+                let mut standing = Vec::with_capacity(subscriptions.len());
+                for (subscription, record) in subscriptions {
+                    // A row may have been read before it was removed.
+                    if !removed.contains(&subscription.device) {
+                        self.index.upsert(&subscription);
+                        standing.push((subscription.device.account, record));
+                    }
+                }
+                drop(done.send(standing));
+            }
+            Command::LoadEnded => self.removed_while_loading = None,
+            Command::Remove { device, done } => {
+                let found = self.index.remove(&device);
+                if let Some(removed) = &mut self.removed_while_loading {
+                    removed.insert(device);
+                }
+                let _ = done.send(found);
+            }
             Command::Devices { accounts, done } => {
-                let devices = accounts.iter().flat_map(|account| self.index.devices(account)).collect();
+                let devices = accounts
+                    .iter()
+                    .flat_map(|account| self.index.devices(account))
+                    .collect();
                 drop(done.send(devices));
             }
         }
@@ -267,7 +329,10 @@ impl Relay {
                 }
             }
             for (device, provider_time_ms) in self.dead.find(&self.index, SWEEP) {
-                drop(told.try_send(Told::Dead { device, provider_time_ms }));
+                drop(told.try_send(Told::Dead {
+                    device,
+                    provider_time_ms,
+                }));
             }
         }
         metrics::gauge!("fanout_accounts").set(self.index.account_count() as f64);
@@ -323,13 +388,19 @@ impl DeadTokens {
         }
         let from = self.cursor.unwrap_or_default();
         let (found, next) = index.devices_from(from, places, |service, token| {
-            self.searched.contains_key(&Target { service, token: DeviceToken::new(token) })
+            self.searched.contains_key(&Target {
+                service,
+                token: DeviceToken::new(token),
+            })
         });
         self.cursor = next;
         let found = found
             .into_iter()
             .map(|device| {
-                let target = Target { service: device.service, token: device.token.clone() };
+                let target = Target {
+                    service: device.service,
+                    token: device.token.clone(),
+                };
                 let since = self.searched.get(&target).copied().flatten();
                 (device, since)
             })
@@ -349,7 +420,10 @@ struct Random {
 
 impl Random {
     fn new() -> Self {
-        Self { page: Box::new([0; 4080]), used: 4080 }
+        Self {
+            page: Box::new([0; 4080]),
+            used: 4080,
+        }
     }
 
     fn take<const N: usize>(&mut self) -> [u8; N] {
@@ -371,4 +445,101 @@ fn unix_ms() -> i64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use notifier_core::account::{Namespace, NamespaceSet, Service};
+
+    const ACCOUNT: AccountId = AccountId::new([5; 33]);
+
+    fn relay() -> Relay {
+        let settings = RelaySettings {
+            node_rate: NonZeroU32::MIN,
+            node_burst: NonZeroU32::MIN,
+            confirm: ConfirmSettings::default(),
+            dedupe: DedupeSettings::default(),
+            seal: SealSettings::default(),
+        };
+        Relay::new(
+            settings,
+            Secret::new([1; 32]),
+            Vec::new(),
+            watch::channel(Arc::default()).1,
+        )
+    }
+
+    fn subscription() -> Subscription {
+        Subscription {
+            device: DeviceId {
+                account: ACCOUNT,
+                service: Service::Firebase,
+                token: DeviceToken::new(*b"token"),
+            },
+            session_ed25519: Some([1; 32]),
+            subaccount: None,
+            namespaces: NamespaceSet::new(vec![Namespace(0)]).unwrap(),
+            want_data: true,
+            sig_ts: unix_ms() / 1000,
+            signature: [2; 64],
+            enc_key: Secret::new([3; 32]),
+        }
+    }
+
+    fn load(relay: &mut Relay) -> usize {
+        let (done, mut standing) = oneshot::channel();
+        relay.obey(Command::Load {
+            subscriptions: vec![(subscription(), Bytes::new())],
+            done,
+        });
+        standing.try_recv().unwrap().len()
+    }
+
+    #[test]
+    fn a_device_removed_while_the_store_is_read_stays_removed() {
+        let mut relay = relay();
+        let (done, _removed) = oneshot::channel();
+        relay.obey(Command::Remove {
+            device: subscription().device,
+            done,
+        });
+        assert_eq!(load(&mut relay), 0);
+        assert!(!relay.index.contains(&ACCOUNT));
+    }
+
+    #[test]
+    fn a_device_that_subscribed_again_while_the_store_is_read_stays() {
+        let mut relay = relay();
+        let (done, _removed) = oneshot::channel();
+        relay.obey(Command::Remove {
+            device: subscription().device,
+            done,
+        });
+        let (done, _upserted) = oneshot::channel();
+        relay.obey(Command::Put {
+            subscription: Box::new(subscription()),
+            done,
+        });
+        assert_eq!(load(&mut relay), 1);
+        assert!(relay.index.contains(&ACCOUNT));
+    }
+
+    #[test]
+    fn a_dead_token_is_found_at_every_account_it_belongs_to() {
+        let mut relay = relay();
+        load(&mut relay);
+        let mut group = subscription();
+        group.device.account = AccountId::new([3; 33]);
+        relay.index.upsert(&group);
+        let target = Target {
+            service: Service::Firebase,
+            token: DeviceToken::new(*b"token"),
+        };
+        relay.dead.add(target, Some(7));
+        let found = relay.dead.find(&relay.index, SWEEP);
+        assert_eq!(found.len(), 2);
+        assert!(found.iter().all(|(_, since)| *since == Some(7)));
+        assert!(relay.dead.find(&relay.index, SWEEP).is_empty());
+    }
 }

@@ -8,7 +8,7 @@ use super::sqlite::{Change, Commit, Mark, OutboxWriter};
 use crate::sqlite::SqliteFault;
 use futures_util::future::BoxFuture;
 use notifier_core::outbox::{Entry, EntryId};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -28,7 +28,7 @@ pub struct Journal {
 }
 
 enum State {
-    Idle(OutboxWriter),
+    Idle(Box<OutboxWriter>),
     Busy(BoxFuture<'static, Flown>),
     /// Only while the state changes.
     Between,
@@ -36,7 +36,7 @@ enum State {
 
 /// A commit that ended, and the writer with it.
 struct Flown {
-    writer: OutboxWriter,
+    writer: Box<OutboxWriter>,
     group: Group,
     /// `None` = nothing was to be committed, the WAL was emptied.
     outcome: Option<Result<(), SqliteFault>>,
@@ -53,10 +53,17 @@ struct Group {
     forget_marks_before_ms: Option<i64>,
 }
 
+/// What became of the wakeups of one commit.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Finished {
+    pub durable: Vec<EntryId>,
+    pub refused: Vec<EntryId>,
+}
+
 impl Journal {
     pub fn new(writer: OutboxWriter) -> Self {
         Self {
-            state: State::Idle(writer),
+            state: State::Idle(Box::new(writer)),
             forming: Group::default(),
             waiting_since: None,
             retry_at: None,
@@ -112,7 +119,9 @@ impl Journal {
         if self.poll_timeout(now).is_none_or(|due| due > now) {
             return;
         }
-        let State::Idle(writer) = std::mem::replace(&mut self.state, State::Between) else { return };
+        let State::Idle(writer) = std::mem::replace(&mut self.state, State::Between) else {
+            return;
+        };
         if writer.truncate_at().is_some_and(|due| due <= now) {
             self.state = State::Busy(Box::pin(truncate(writer)));
             return;
@@ -124,12 +133,21 @@ impl Journal {
 
     /// Waits for the commit that is on its way, forever if there is none. May be dropped and called again.
     ///
-    /// Gives the wakeups that are durable now; who waited for them has been told.
-    pub async fn finished(&mut self) -> Vec<Entry> {
-        let State::Busy(flight) = &mut self.state else { return std::future::pending().await };
-        let Flown { writer, group, outcome, took } = flight.await;
+    /// Who waited for the wakeups has been told when it returns.
+    pub async fn finished(&mut self) -> Finished {
+        let State::Busy(flight) = &mut self.state else {
+            return std::future::pending().await;
+        };
+        let Flown {
+            writer,
+            group,
+            outcome,
+            took,
+        } = flight.await;
         self.state = State::Idle(writer);
-        let Some(outcome) = outcome else { return Vec::new() };
+        let Some(outcome) = outcome else {
+            return Finished::default();
+        };
         metrics::histogram!("outbox_commit_seconds").record(took);
         match outcome {
             Ok(()) => {
@@ -138,13 +156,21 @@ impl Journal {
                 for done in group.answers {
                     let _ = done.send(Ok(()));
                 }
-                group.add
+                Finished {
+                    durable: ids(&group.add),
+                    refused: Vec::new(),
+                }
             }
-            Err(fault) => {
-                self.take_back(group, fault);
-                Vec::new()
-            }
+            Err(fault) => Finished {
+                durable: Vec::new(),
+                refused: self.take_back(group, fault),
+            },
         }
+    }
+
+    /// Whether nothing waits and nothing is on its way.
+    pub fn is_idle(&self) -> bool {
+        self.forming.is_empty() && matches!(self.state, State::Idle(_))
     }
 
     /// Commits what waits, a few times if need be, and closes the file.
@@ -180,7 +206,9 @@ impl Journal {
         self.waiting_since = None;
         let mut group = std::mem::take(&mut self.forming);
         if self.failures > 0 && !group.remove.is_empty() {
+            let gone: HashSet<EntryId> = group.remove.iter().copied().collect();
             self.forming.add = std::mem::take(&mut group.add);
+            self.forming.add.retain(|entry| !gone.contains(&entry.id));
             self.forming.marks = std::mem::take(&mut group.marks);
             self.forming.answers = std::mem::take(&mut group.answers);
         }
@@ -188,12 +216,13 @@ impl Journal {
     }
 
     /// Refuses the wakeups of a failed commit, and those that wait behind it; keeps the rest for the next.
-    fn take_back(&mut self, group: Group, fault: SqliteFault) {
+    fn take_back(&mut self, group: Group, fault: SqliteFault) -> Vec<EntryId> {
         metrics::counter!("outbox_faults_total", "reason" => fault.label()).increment(1);
         let forming = &mut self.forming;
         for done in group.answers.into_iter().chain(forming.answers.drain(..)) {
             let _ = done.send(Err(fault.into()));
         }
+        let refused = group.add.iter().chain(&forming.add).map(|entry| entry.id).collect();
         forming.add.clear();
         forming.marks.clear();
         forming.remove.extend(group.remove);
@@ -210,6 +239,7 @@ impl Journal {
         }
         self.failures = self.failures.saturating_add(1);
         self.retry_at = Some(now + RETRY.saturating_mul(self.failures.min(10)));
+        refused
     }
 }
 
@@ -222,7 +252,11 @@ impl Group {
     }
 }
 
-async fn commit(mut writer: OutboxWriter, mut group: Group, now_ms: i64) -> Flown {
+fn ids(entries: &[Entry]) -> Vec<EntryId> {
+    entries.iter().map(|entry| entry.id).collect()
+}
+
+async fn commit(mut writer: Box<OutboxWriter>, mut group: Group, now_ms: i64) -> Flown {
     let began = Instant::now();
     let commit = Commit {
         add: std::mem::take(&mut group.add),
@@ -233,14 +267,28 @@ async fn commit(mut writer: OutboxWriter, mut group: Group, now_ms: i64) -> Flow
         forget_marks_before_ms: group.forget_marks_before_ms,
     };
     let outcome = writer.commit(&commit).await;
-    let group = Group { add: commit.add, remove: commit.remove, ..group };
-    Flown { writer, group, outcome: Some(outcome), took: began.elapsed() }
+    let group = Group {
+        add: commit.add,
+        remove: commit.remove,
+        ..group
+    };
+    Flown {
+        writer,
+        group,
+        outcome: Some(outcome),
+        took: began.elapsed(),
+    }
 }
 
-async fn truncate(mut writer: OutboxWriter) -> Flown {
+async fn truncate(mut writer: Box<OutboxWriter>) -> Flown {
     let began = Instant::now();
     writer.truncate().await;
-    Flown { writer, group: Group::default(), outcome: None, took: began.elapsed() }
+    Flown {
+        writer,
+        group: Group::default(),
+        outcome: None,
+        took: began.elapsed(),
+    }
 }
 
 /// Wakeups in one commit: with all of them at their longest a commit is about 4 MiB.

@@ -5,7 +5,7 @@
 
 use crate::sqlite::{Packed, SqliteFault, SqliteFile, Writer, json_list, json_numbers};
 use notifier_core::account::Service;
-use notifier_core::outbox::{Entry, EntryId, PushId};
+use notifier_core::outbox::{Entry, EntryId, PushId, Restored};
 use notifier_core::seal::{Class, Sealed};
 use notifier_core::subscription::RowError;
 use sqlx::migrate::Migrator;
@@ -59,21 +59,6 @@ impl Commit {
     }
 }
 
-/// What a start must know of every wakeup; the wakeup itself stays on disk until it is its turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EntryMeta {
-    pub id: EntryId,
-    pub service: Service,
-    pub class: Class,
-    /// Unix milliseconds.
-    pub deadline_ms: i64,
-    pub attempt: u32,
-    pub push_id: PushId,
-    pub fallback: bool,
-    /// Bytes of the row: nearly what the wakeup takes in memory.
-    pub size: usize,
-}
-
 /// The half that writes. There is one, so that commits are in order.
 #[derive(Debug)]
 pub struct OutboxWriter {
@@ -107,8 +92,7 @@ impl OutboxWriter {
             .bind(commit.forget_marks_before_ms.unwrap_or(i64::MIN));
         self.writer.note_write();
         if let Err(error) = script.execute(&mut self.writer.connection).await {
-            self.writer.roll_back().await;
-            return Err(error.into());
+            return Err(self.writer.recover(error).await);
         }
         Ok(())
     }
@@ -138,6 +122,13 @@ impl OutboxWriter {
         self.writer.truncate().await;
     }
 
+    /// A disk with room for so many pages.
+    #[cfg(test)]
+    pub async fn limit_pages(&mut self, pages: u32) {
+        let sql = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
+        sqlx::query(sql).execute(&mut self.writer.connection).await.unwrap();
+    }
+
     pub async fn close(self) {
         self.writer.close().await;
     }
@@ -153,7 +144,7 @@ impl OutboxReader {
     /// The next wakeups after `after`, by number, at most [`LOAD_BATCH`]; none = all have come.
     ///
     /// A row that cannot be understood is counted and stays until its deadline.
-    pub async fn load_meta(&self, after: EntryId) -> Result<Vec<EntryMeta>, SqliteFault> {
+    pub async fn load_meta(&self, after: EntryId) -> Result<Vec<Restored>, SqliteFault> {
         let mut after = after.0;
         loop {
             let rows: Vec<MetaRow> = sqlx::query_as(LOAD_META)
@@ -163,7 +154,7 @@ impl OutboxReader {
                 .await?;
             let Some(last) = rows.last() else { return Ok(Vec::new()) };
             after = last.0;
-            let known: Vec<EntryMeta> = rows
+            let known: Vec<Restored> = rows
                 .into_iter()
                 .filter_map(|row| counted(meta(row).ok_or(RowError::Malformed)))
                 .collect();
@@ -221,8 +212,8 @@ pub struct SeenMark {
 
 type MetaRow = (i64, i64, i64, i64, i64, Vec<u8>, bool, i64);
 
-fn meta((id, service, class, deadline_ms, attempt, push_id, fallback, size): MetaRow) -> Option<EntryMeta> {
-    Some(EntryMeta {
+fn meta((id, service, class, deadline_ms, attempt, push_id, fallback, size): MetaRow) -> Option<Restored> {
+    Some(Restored {
         id: EntryId(id),
         service: Service::from_code(service.try_into().ok()?)?,
         class: Class::from_code(class.try_into().ok()?)?,

@@ -62,11 +62,11 @@ impl SqliteStore {
 }
 
 impl SubscriptionStore for SqliteStore {
-    fn put(&self, subscription: Subscription) -> BoxFuture<'_, Result<Put, StoreError>> {
+    fn put(&self, subscription: &Subscription) -> BoxFuture<'_, Result<Put, StoreError>> {
         let lookup = self.key.lookup(&subscription.device);
         let row = Row {
             sig_ts: subscription.sig_ts,
-            expires_day: expires_day(&subscription),
+            expires_day: expires_day(subscription),
             content: subscription.encode_row(),
         };
         self.ask(move |done| Job::Put { lookup, row, done }).boxed()
@@ -379,8 +379,7 @@ async fn write_slots(writer: &mut Writer, slots: &HashMap<Lookup, Slot>) -> Resu
     };
     writer.note_write();
     if let Err(error) = script.execute(&mut writer.connection).await {
-        writer.roll_back().await;
-        return Err(error.into());
+        return Err(writer.recover(error).await);
     }
     Ok(())
 }
@@ -390,7 +389,10 @@ async fn remove_expired(writer: &mut Writer, start: i64, before_day: i64) -> Res
         .bind(start)
         .bind(start.saturating_add(EXPIRE_BATCH))
         .bind(before_day);
-    let removed = range.execute(&mut writer.connection).await?.rows_affected();
+    let removed = match range.execute(&mut writer.connection).await {
+        Ok(done) => done.rows_affected(),
+        Err(error) => return Err(writer.recover(error).await),
+    };
     if removed > 0 {
         writer.note_write();
         metrics::counter!("store_expired_rows_total").increment(removed);

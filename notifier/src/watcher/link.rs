@@ -154,6 +154,11 @@ impl LinkHandle {
             })
     }
 
+    /// Resolves when the task takes no request any more.
+    pub async fn ended(&self) {
+        self.requests.closed().await;
+    }
+
     /// `Down(ClosedByUs)` follows.
     pub fn close(self) {}
 }
@@ -201,6 +206,7 @@ async fn live(
         rpc,
         held: None,
         paused: false,
+        read_since_yield: 0,
     };
     let reason = link.run(&stream, inbox, closing, outlets).await;
     // Pushes and replies that were whole before the end still count.
@@ -213,6 +219,7 @@ struct Link {
     /// What its channel had no room for. While it is here nothing is read.
     held: Option<RpcEvent>,
     paused: bool,
+    read_since_yield: usize,
 }
 
 impl Link {
@@ -226,13 +233,25 @@ impl Link {
         let mut armed = self.rpc.next_deadline();
         let mut timer = pin!(time::sleep_until(armed.into()));
         loop {
+            // A node that floods keeps this task ready for ever: the others on this thread need their turn, and the
+            // time is looked at here because the timer could come late.
+            if self.read_since_yield >= READ_SIZE {
+                self.read_since_yield = 0;
+                tokio::task::yield_now().await;
+            }
+            let now = Instant::now();
+            if now >= self.rpc.next_deadline()
+                && let Err(fault) = self.rpc.handle_timeout(now)
+            {
+                return fault.into();
+            }
             if self.deliver(outlets).is_break() {
                 return DownReason::ClosedByUs;
             }
             // A deadline that moves away lets the timer fire once in vain, which is cheaper than to move it with each
             // read; only one that comes nearer needs it.
             let deadline = self.rpc.next_deadline();
-            if deadline < armed {
+            if deadline < armed || armed <= now {
                 armed = deadline;
                 timer.as_mut().reset(armed.into());
             }
@@ -255,13 +274,7 @@ impl Link {
                     let _ = self.rpc.request(request, command, body.as_deref(), Instant::now());
                 }
                 () = self.room(outlets) , if self.held.is_some() => {}
-                () = &mut timer => {
-                    if let Err(fault) = self.rpc.handle_timeout(Instant::now()) {
-                        return fault.into();
-                    }
-                    armed = self.rpc.next_deadline();
-                    timer.as_mut().reset(armed.into());
-                }
+                () = &mut timer => {}
             }
         }
     }
@@ -273,6 +286,7 @@ impl Link {
             match stream.try_read(scratch) {
                 Ok(0) => Err(self.rpc.handle_end().into()),
                 Ok(count) => {
+                    self.read_since_yield += count;
                     let input = scratch.get_mut(..count).unwrap_or_default();
                     Ok(self.rpc.handle_bytes(input, Instant::now())?)
                 }

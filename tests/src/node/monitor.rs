@@ -36,8 +36,11 @@ pub enum Answers {
 
 /// Reads a whole request. `verify` says item by item whether to check the signature.
 pub fn read(parts: &[&[u8]], now: i64, mut verify: impl FnMut() -> bool) -> Answers {
-    let wrong_form =
-        || Answers::One(arguments("monitor request takes a single bencoded dict or list parameter"));
+    let wrong_form = || {
+        Answers::One(arguments(
+            "monitor request takes a single bencoded dict or list parameter",
+        ))
+    };
     let [body] = parts else { return wrong_form() };
     if !body.ends_with(b"e") {
         return wrong_form();
@@ -52,7 +55,11 @@ pub fn read(parts: &[&[u8]], now: i64, mut verify: impl FnMut() -> bool) -> Answ
                 let Some(after) = after else { return wrong_form() };
                 rest = after;
             }
-            if rest == b"e" { Answers::List(answers) } else { wrong_form() }
+            if rest == b"e" {
+                Answers::List(answers)
+            } else {
+                wrong_form()
+            }
         }
         _ => wrong_form(),
     }
@@ -99,7 +106,9 @@ impl Answers {
 /// One dict, and what follows it; `None` if its end was not found.
 fn record(bytes: &[u8], now: i64, verify: bool) -> (Answer, Option<&[u8]>) {
     let after = after_value(bytes);
-    let inside = bytes.get(1..bytes.len() - after.map_or(0, <[u8]>::len)).unwrap_or_default();
+    let inside = bytes
+        .get(1..bytes.len() - after.map_or(0, <[u8]>::len))
+        .unwrap_or_default();
     (check(&mut Fields(inside), now, verify), after)
 }
 
@@ -109,7 +118,9 @@ fn check(fields: &mut Fields, now: i64, verify: bool) -> Answer {
     let tag_signature = fields.bytes(b"S");
     let tag = fields.bytes(b"T");
     let want_data = fields.int(b"d").unwrap_or(0);
-    let namespaces = fields.namespaces().ok_or_else(|| refused(1, "Invalid arguments: Key n not found!"))?;
+    let namespaces = fields
+        .namespaces()
+        .ok_or_else(|| refused(1, "Invalid arguments: Key n not found!"))?;
     let account_key = fields.bytes(b"p");
     let signature = fields.bytes(b"s");
     let signed_at = fields.int(b"t");
@@ -124,12 +135,15 @@ fn check(fields: &mut Fields, now: i64, verify: bool) -> Answer {
     let mut watched = [5; 33];
     match (session_key, account_key) {
         (Some(key), None) => {
-            let key: &[u8; 32] =
-                key.try_into().map_err(|_| refused(2, "Provided P= Session Ed25519 pubkey must be 32 bytes"))?;
+            let key: &[u8; 32] = key
+                .try_into()
+                .map_err(|_| refused(2, "Provided P= Session Ed25519 pubkey must be 32 bytes"))?;
             watched[1..].copy_from_slice(key);
         }
         (None, Some(account)) => {
-            watched = account.try_into().map_err(|_| refused(2, "Provided p= pubkey must be 33 bytes"))?;
+            watched = account
+                .try_into()
+                .map_err(|_| refused(2, "Provided p= pubkey must be 33 bytes"))?;
         }
         _ => return arguments("Either p= or P= must be given"),
     }
@@ -140,21 +154,31 @@ fn check(fields: &mut Fields, now: i64, verify: bool) -> Answer {
         return Err(refused(4, "Invalid t= signature timestamp: timestamp is too old"));
     }
     if signed_at >= now + NEWEST {
-        return Err(refused(4, "Invalid t= signature timestamp: timestamp is too far in the future"));
+        return Err(refused(
+            4,
+            "Invalid t= signature timestamp: timestamp is too far in the future",
+        ));
     }
-    let signature: &[u8; 64] =
-        signature.try_into().map_err(|_| refused(5, "Provided s= signature must be 64 bytes"))?;
+    let signature: &[u8; 64] = signature
+        .try_into()
+        .map_err(|_| refused(5, "Provided s= signature must be 64 bytes"))?;
     let subaccount = match (tag_signature, tag) {
         (Some(by_owner), Some(tag)) => {
-            let tag: &[u8; 36] =
-                tag.try_into().map_err(|_| refused(2, "Provided T subaccount token must be 36 bytes"))?;
-            let by_owner: &[u8; 64] =
-                by_owner.try_into().map_err(|_| refused(5, "Provided S= signature must be 64 bytes"))?;
+            let tag: &[u8; 36] = tag
+                .try_into()
+                .map_err(|_| refused(2, "Provided T subaccount token must be 36 bytes"))?;
+            let by_owner: &[u8; 64] = by_owner
+                .try_into()
+                .map_err(|_| refused(5, "Provided S= signature must be 64 bytes"))?;
             Some((tag, by_owner))
         }
         _ => None,
     };
-    let record = Record { watched, namespaces, want_data: want_data == 1 };
+    let record = Record {
+        watched,
+        namespaces,
+        want_data: want_data == 1,
+    };
     if verify {
         verify_signatures(&record, session_key.is_some(), subaccount, signed_at, signature)?;
     }
@@ -179,10 +203,16 @@ fn verify_signatures(
     if let Some((tag, by_owner)) = subaccount {
         let [tag_prefix, flags, _, _, delegate @ ..] = tag;
         if flags & 1 == 0 {
-            return Err(refused(5, "Subaccount verification failed: this subaccount does not have read permission"));
+            return Err(refused(
+                5,
+                "Subaccount verification failed: this subaccount does not have read permission",
+            ));
         }
         if flags & 8 == 0 && tag_prefix != prefix {
-            return Err(refused(5, "Subaccount verification failed: subaccount network prefix mismatch"));
+            return Err(refused(
+                5,
+                "Subaccount verification failed: subaccount network prefix mismatch",
+            ));
         }
         if !sodium::verify_ed25519(key, tag, by_owner) {
             return Err(refused(5, "Subaccount verification failed: bad signature"));
@@ -198,7 +228,10 @@ fn verify_signatures(
 }
 
 fn refused(code: i64, text: &str) -> Refusal {
-    Refusal { code, text: text.to_owned() }
+    Refusal {
+        code,
+        text: text.to_owned(),
+    }
 }
 
 fn arguments(text: &str) -> Answer {

@@ -5,7 +5,7 @@
 use super::{
     Answer, Deliveries, Delivery, Fake, Received, Script, Server, Verdict, accepts, carry_out, jwt, text_response,
 };
-use crate::keys::{APNS_KEY_ID, APNS_TEAM_ID, APNS_TOPIC, Keys, KeyError};
+use crate::keys::{APNS_KEY_ID, APNS_TEAM_ID, APNS_TOPIC, KeyError, Keys};
 use crate::phone::{PushService, unix_seconds};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -64,6 +64,11 @@ impl Apns {
         &self.state.script
     }
 
+    /// A provider that is down drops every connection, those that stand and those that come.
+    pub fn set_down(&self, down: bool) {
+        self.server.set_down(down);
+    }
+
     /// TCP connections so far.
     pub fn connections(&self) -> u64 {
         self.server.connections.load(Ordering::Relaxed)
@@ -71,7 +76,11 @@ impl Apns {
 
     /// Different provider tokens so far; Apple wants at most one in 20 minutes.
     pub fn provider_tokens_seen(&self) -> usize {
-        self.state.provider_tokens.lock().expect("nobody panics while holding the tokens").len()
+        self.state
+            .provider_tokens
+            .lock()
+            .expect("nobody panics while holding the tokens")
+            .len()
     }
 
     /// Provider tokens older than this are answered ExpiredProviderToken; an hour unless changed.
@@ -106,7 +115,8 @@ impl Fake for State {
                 .await
             }
             Err(Refused { status, reason, why }) => {
-                self.deliveries.complain(format!("{}: {reason}: {why}", self.service.name()));
+                self.deliveries
+                    .complain(format!("{}: {reason}: {why}", self.service.name()));
                 carry_out(Answer::apns(status, reason), || text_response(200, "")).await
             }
         }
@@ -150,7 +160,11 @@ impl State {
             Some(_) => return Err(refused(400, "DeviceTokenNotForTopic", "another app's topic")),
         }
         if request.header("apns-push-type") != Some("alert") {
-            return Err(refused(400, "InvalidPushType", "a notification extension runs for alert only"));
+            return Err(refused(
+                400,
+                "InvalidPushType",
+                "a notification extension runs for alert only",
+            ));
         }
         if !matches!(request.header("apns-priority"), Some("10" | "5" | "1")) {
             return Err(refused(400, "BadPriority", "10, 5 or 1"));
@@ -164,7 +178,11 @@ impl State {
             return Err(refused(400, "BadMessageId", "apns-id is a UUID"));
         }
         if request.header("apns-collapse-id").is_some() {
-            return Err(refused(400, "BadCollapseId", "each payload is needed: nothing may collapse"));
+            return Err(refused(
+                400,
+                "BadCollapseId",
+                "each payload is needed: nothing may collapse",
+            ));
         }
         if request.body.is_empty() {
             return Err(refused(400, "PayloadEmpty", "no body"));
@@ -172,16 +190,25 @@ impl State {
         if request.body.len() > PAYLOAD_LIMIT {
             return Err(refused(413, "PayloadTooLarge", "more than 4,096 bytes"));
         }
-        let body: Value = serde_json::from_slice(&request.body)
-            .map_err(|_| refused(400, "PayloadEmpty", "the body is not JSON"))?;
+        let body: Value =
+            serde_json::from_slice(&request.body).map_err(|_| refused(400, "PayloadEmpty", "the body is not JSON"))?;
         if body["aps"]["mutable-content"] != 1 || !body["spns"].is_i64() {
-            return Err(refused(400, "PayloadEmpty", "the client needs mutable-content 1 and spns as a number"));
+            return Err(refused(
+                400,
+                "PayloadEmpty",
+                "the client needs mutable-content 1 and spns as a number",
+            ));
         }
         let enc_payload = body["enc_payload"]
             .as_str()
             .and_then(|text| STANDARD.decode(text).ok())
             .ok_or_else(|| refused(400, "PayloadEmpty", "the client needs enc_payload in padded base64"))?;
-        Ok(Push { token: token.to_owned(), id, enc_payload, body })
+        Ok(Push {
+            token: token.to_owned(),
+            id,
+            enc_payload,
+            body,
+        })
     }
 
     fn check_provider_token(&self, request: &Received) -> Result<(), Refused> {
@@ -189,13 +216,20 @@ impl State {
             if request.has_client_certificate {
                 return Ok(());
             }
-            return Err(refused(403, "MissingProviderToken", "neither a token nor a certificate"));
+            return Err(refused(
+                403,
+                "MissingProviderToken",
+                "neither a token nor a certificate",
+            ));
         };
         let token = authorization
             .strip_prefix("bearer ")
             .or_else(|| authorization.strip_prefix("Bearer "))
             .ok_or_else(|| refused(403, "InvalidProviderToken", "authorization is not a bearer token"))?;
-        let mut known = self.provider_tokens.lock().expect("nobody panics while holding the tokens");
+        let mut known = self
+            .provider_tokens
+            .lock()
+            .expect("nobody panics while holding the tokens");
         let issued_at = match known.get(token) {
             Some(issued_at) => *issued_at,
             None => {
@@ -226,7 +260,8 @@ fn is_uuid(text: &str) -> bool {
     let lengths = [8, 4, 4, 4, 12];
     let groups: Vec<_> = text.split('-').collect();
     groups.len() == lengths.len()
-        && groups.iter().zip(lengths).all(|(group, length)| {
-            group.len() == length && group.bytes().all(|byte| byte.is_ascii_hexdigit())
-        })
+        && groups
+            .iter()
+            .zip(lengths)
+            .all(|(group, length)| group.len() == length && group.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }

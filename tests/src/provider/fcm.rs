@@ -6,7 +6,7 @@
 use super::{
     Answer, Deliveries, Delivery, Fake, Received, Script, Server, Verdict, accepts, carry_out, jwt, text_response,
 };
-use crate::keys::{FIREBASE_EMAIL, FIREBASE_PROJECT, Keys, KeyError};
+use crate::keys::{FIREBASE_EMAIL, FIREBASE_PROJECT, KeyError, Keys};
 use crate::phone::{PushService, unix_seconds};
 use crate::sodium;
 use base64::Engine;
@@ -76,16 +76,29 @@ impl Fcm {
 
     /// The next request for a bearer gets this answer; several wait in line.
     pub fn queue_token_answer(&self, answer: Answer) {
-        self.state.token_answers.lock().expect("nobody panics while holding the answers").push_back(answer);
+        self.state
+            .token_answers
+            .lock()
+            .expect("nobody panics while holding the answers")
+            .push_back(answer);
     }
 
     /// Every bearer given out so far is refused from now on.
     pub fn revoke_bearers(&self) {
-        self.state.bearers.lock().expect("nobody panics while holding the bearers").clear();
+        self.state
+            .bearers
+            .lock()
+            .expect("nobody panics while holding the bearers")
+            .clear();
     }
 
     pub fn bearers_given(&self) -> u64 {
         self.state.bearers_given.load(Ordering::Relaxed)
+    }
+
+    /// A provider that is down drops every connection, those that stand and those that come.
+    pub fn set_down(&self, down: bool) {
+        self.server.set_down(down);
     }
 
     /// TCP connections so far.
@@ -145,8 +158,16 @@ impl State {
         if request.method != Method::POST || request.path != path {
             return Err((Answer::html(404), "the path is /v1/projects/PROJECT/messages:send"));
         }
-        let bearer = request.header("authorization").and_then(|value| value.strip_prefix("Bearer ")).unwrap_or("");
-        if !self.bearers.lock().expect("nobody panics while holding the bearers").contains(bearer) {
+        let bearer = request
+            .header("authorization")
+            .and_then(|value| value.strip_prefix("Bearer "))
+            .unwrap_or("");
+        if !self
+            .bearers
+            .lock()
+            .expect("nobody panics while holding the bearers")
+            .contains(bearer)
+        {
             return Err((Answer::fcm(401, "UNAUTHENTICATED", None, None), "an unknown bearer"));
         }
         let body: Value =
@@ -154,11 +175,17 @@ impl State {
         let message = &body["message"];
         let token = message["token"].as_str().filter(|token| !token.is_empty());
         let token = token.ok_or_else(|| invalid("message.token", "no token"))?.to_owned();
-        let data = message["data"].as_object().ok_or_else(|| invalid("message.data", "no data"))?;
-        let texts: Option<Vec<_>> =
-            data.iter().map(|(key, value)| Some(key.len() + value.as_str()?.len())).collect();
-        let length: usize =
-            texts.ok_or_else(|| invalid("message.data", "values of data are strings"))?.iter().sum();
+        let data = message["data"]
+            .as_object()
+            .ok_or_else(|| invalid("message.data", "no data"))?;
+        let texts: Option<Vec<_>> = data
+            .iter()
+            .map(|(key, value)| Some(key.len() + value.as_str()?.len()))
+            .collect();
+        let length: usize = texts
+            .ok_or_else(|| invalid("message.data", "values of data are strings"))?
+            .iter()
+            .sum();
         if length > PAYLOAD_LIMIT {
             return Err(invalid("message.data", "more than 4,096 bytes of data"));
         }
@@ -168,11 +195,19 @@ impl State {
         let android = &message["android"];
         let priority = android["priority"].as_str().unwrap_or("");
         if !["HIGH", "NORMAL"].contains(&priority.to_ascii_uppercase().as_str()) {
-            return Err(invalid("message.android.priority", "priority is HIGH or NORMAL, and given"));
+            return Err(invalid(
+                "message.android.priority",
+                "priority is HIGH or NORMAL, and given",
+            ));
         }
-        let ttl = android["ttl"].as_str().and_then(|ttl| ttl.strip_suffix('s')?.parse::<u64>().ok());
-        if !ttl.is_some_and(|ttl| ttl <= LONGEST_TTL) {
-            return Err(invalid("message.android.ttl", "ttl is given, in seconds, at most four weeks"));
+        let ttl = android["ttl"]
+            .as_str()
+            .and_then(|ttl| ttl.strip_suffix('s')?.parse::<u64>().ok());
+        if ttl.is_none_or(|ttl| ttl > LONGEST_TTL) {
+            return Err(invalid(
+                "message.android.ttl",
+                "ttl is given, in seconds, at most four weeks",
+            ));
         }
         if data.get("spns") != Some(&json!("1")) {
             return Err(invalid("message.data", "the client wants spns as the text 1"));
@@ -181,11 +216,19 @@ impl State {
             .get("enc_payload")
             .and_then(|text| STANDARD.decode(text.as_str()?).ok())
             .ok_or_else(|| invalid("message.data", "the client wants enc_payload in padded base64"))?;
-        Ok(Push { token, enc_payload, body })
+        Ok(Push {
+            token,
+            enc_payload,
+            body,
+        })
     }
 
     async fn give_bearer(&self, request: &Received) -> Verdict {
-        let scripted = self.token_answers.lock().expect("nobody panics while holding the answers").pop_front();
+        let scripted = self
+            .token_answers
+            .lock()
+            .expect("nobody panics while holding the answers")
+            .pop_front();
         let answer = match (scripted, self.check_assertion(&request.body)) {
             (Some(answer), _) => answer,
             (None, Ok(())) => Answer::Accept,
@@ -194,14 +237,19 @@ impl State {
                 Answer::Refuse {
                     status: 400,
                     headers: vec![("content-type", "application/json".into())],
-                    body: json!({ "error": "invalid_grant", "error_description": why }).to_string().into(),
+                    body: json!({ "error": "invalid_grant", "error_description": why })
+                        .to_string()
+                        .into(),
                 }
             }
         };
         let bearer = format!("ya29.{}", hex::encode(sodium::random::<24>()));
         if accepts(&answer) {
             self.bearers_given.fetch_add(1, Ordering::Relaxed);
-            self.bearers.lock().expect("nobody panics while holding the bearers").insert(bearer.clone());
+            self.bearers
+                .lock()
+                .expect("nobody panics while holding the bearers")
+                .insert(bearer.clone());
         }
         carry_out(answer, || {
             json_response(&json!({ "access_token": bearer, "expires_in": 3599, "token_type": "Bearer" }))
@@ -212,9 +260,15 @@ impl State {
     fn check_assertion(&self, form: &[u8]) -> Result<(), &'static str> {
         let form = std::str::from_utf8(form).map_err(|_| "the form is not text")?;
         let field = |name: &str| {
-            form.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
+            form.split('&')
+                .filter_map(|pair| pair.split_once('='))
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| value)
         };
-        let grant = field("grant_type").unwrap_or("").replace("%3A", ":").replace("%3a", ":");
+        let grant = field("grant_type")
+            .unwrap_or("")
+            .replace("%3A", ":")
+            .replace("%3a", ":");
         if grant != "urn:ietf:params:oauth:grant-type:jwt-bearer" {
             return Err("grant_type is not jwt-bearer");
         }
@@ -227,7 +281,10 @@ impl State {
         if claims["aud"].as_str() != self.token_uri.get().map(String::as_str) {
             return Err("aud is not the token_uri");
         }
-        if !claims["scope"].as_str().is_some_and(|scopes| scopes.split(' ').any(|scope| scope == SCOPE)) {
+        if !claims["scope"]
+            .as_str()
+            .is_some_and(|scopes| scopes.split(' ').any(|scope| scope == SCOPE))
+        {
             return Err("scope is not firebase.messaging");
         }
         let (Some(issued), Some(ends)) = (claims["iat"].as_i64(), claims["exp"].as_i64()) else {
@@ -242,6 +299,9 @@ impl State {
 
 fn json_response(value: &Value) -> Response<Full<Bytes>> {
     let mut response = text_response(200, &value.to_string());
-    response.headers_mut().insert("content-type", hyper::header::HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(
+        "content-type",
+        hyper::header::HeaderValue::from_static("application/json"),
+    );
     response
 }

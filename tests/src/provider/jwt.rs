@@ -31,6 +31,8 @@ fn verify(
     let json = |part: &str| serde_json::from_slice::<Value>(&URL_SAFE_NO_PAD.decode(part).ok()?).ok();
     let (header, claims) = (json(header)?, json(claims)?);
     let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
-    UnparsedPublicKey::new(algorithm, public).verify(signed.as_bytes(), &signature).ok()?;
+    UnparsedPublicKey::new(algorithm, public)
+        .verify(signed.as_bytes(), &signature)
+        .ok()?;
     (header["alg"] == algorithm_name).then_some(Token { header, claims })
 }

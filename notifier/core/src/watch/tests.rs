@@ -85,7 +85,9 @@ fn account(number: u32) -> AccountId {
 
 fn record(account: &AccountId) -> Bytes {
     let mut record = Vec::new();
-    quietline_shared::bencode::put_bytes(&mut record, account.expose());
+    let mut bytes = vec![account.prefix()];
+    bytes.extend_from_slice(account.key());
+    quietline_shared::bencode::put_bytes(&mut record, &bytes);
     record.into()
 }
 

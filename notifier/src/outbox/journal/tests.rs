@@ -3,6 +3,7 @@ use super::*;
 use notifier_core::account::{DeviceToken, Service};
 use notifier_core::outbox::PushId;
 use notifier_core::seal::{Class, Priority, Sealed};
+use std::sync::Arc;
 use tempfile::TempDir;
 use tokio::sync::oneshot::error::TryRecvError;
 
@@ -12,7 +13,7 @@ async fn wakeups_are_answered_when_they_are_durable_and_not_before() {
     let mut answer = add(&mut journal, 1..=2);
     journal.start(Instant::now(), 0);
     assert_eq!(answer.try_recv(), Err(TryRecvError::Empty));
-    assert_eq!(ids(journal.finished().await), [1, 2]);
+    assert_eq!(journal.finished().await, durable(&[1, 2]));
     assert_eq!(answer.try_recv(), Ok(Ok(())));
     assert_eq!(stored(&reader).await, [1, 2]);
 }
@@ -25,9 +26,9 @@ async fn what_comes_during_a_commit_shares_the_next_one() {
     let _second = add(&mut journal, 2..=2);
     let _third = add(&mut journal, 3..=3);
     journal.start(Instant::now(), 0);
-    assert_eq!(ids(journal.finished().await), [1]);
+    assert_eq!(journal.finished().await, durable(&[1]));
     journal.start(Instant::now(), 0);
-    assert_eq!(ids(journal.finished().await), [2, 3]);
+    assert_eq!(journal.finished().await, durable(&[2, 3]));
 }
 
 #[tokio::test]
@@ -52,9 +53,23 @@ async fn a_failed_commit_refuses_its_wakeups_and_keeps_its_removals() {
     // A number that is there already fails the whole commit.
     let mut answer = add(&mut journal, 2..=3);
     journal.remove(EntryId(1), now);
-    journal.change(Change { id: EntryId(2), attempt: 4, fallback: true }, now);
+    journal.change(
+        Change {
+            id: EntryId(2),
+            attempt: 4,
+            fallback: true,
+        },
+        now,
+    );
     journal.start(now, 0);
-    assert_eq!(ids(journal.finished().await), [0_i64; 0]);
+    let refused = vec![EntryId(2), EntryId(3)];
+    assert_eq!(
+        journal.finished().await,
+        Finished {
+            durable: Vec::new(),
+            refused
+        }
+    );
     assert!(matches!(answer.try_recv(), Ok(Err(OutboxError::Internal { .. }))));
     assert_eq!(stored(&reader).await, [1, 2]);
 
@@ -63,12 +78,15 @@ async fn a_failed_commit_refuses_its_wakeups_and_keeps_its_removals() {
     let retry = journal.poll_timeout(now).unwrap();
     assert!(retry > now);
     journal.start(retry, 0);
-    assert_eq!(ids(journal.finished().await), [0_i64; 0]);
+    assert_eq!(journal.finished().await.durable, []);
     assert_eq!(later.try_recv(), Err(TryRecvError::Empty));
     journal.start(Instant::now(), 0);
-    assert_eq!(ids(journal.finished().await), [4]);
+    assert_eq!(journal.finished().await, durable(&[4]));
     let metas = reader.load_meta(EntryId(0)).await.unwrap();
-    assert_eq!(metas.iter().map(|meta| (meta.id.0, meta.attempt)).collect::<Vec<_>>(), [(2, 4), (4, 0)]);
+    assert_eq!(
+        metas.iter().map(|meta| (meta.id.0, meta.attempt)).collect::<Vec<_>>(),
+        [(2, 4), (4, 0)]
+    );
 }
 
 #[tokio::test]
@@ -104,18 +122,27 @@ async fn commit_now(journal: &mut Journal, ids: std::ops::RangeInclusive<i64>) {
 }
 
 async fn stored(reader: &OutboxReader) -> Vec<i64> {
-    reader.load_meta(EntryId(0)).await.unwrap().iter().map(|meta| meta.id.0).collect()
+    reader
+        .load_meta(EntryId(0))
+        .await
+        .unwrap()
+        .iter()
+        .map(|meta| meta.id.0)
+        .collect()
 }
 
-fn ids(entries: Vec<Entry>) -> Vec<i64> {
-    entries.iter().map(|entry| entry.id.0).collect()
+fn durable(ids: &[i64]) -> Finished {
+    Finished {
+        durable: ids.iter().copied().map(EntryId).collect(),
+        refused: Vec::new(),
+    }
 }
 
 fn entry(id: i64) -> Entry {
     Entry {
         id: EntryId(id),
         push_id: PushId([0; 16]),
-        sealed: Sealed {
+        sealed: Arc::new(Sealed {
             service: Service::Firebase,
             token: DeviceToken::new(*b"token"),
             body: vec![1; 600].into(),
@@ -123,7 +150,7 @@ fn entry(id: i64) -> Entry {
             class: Class::Visible,
             priority: Priority::High,
             expires_at_ms: i64::MAX,
-        },
+        }),
         deadline_ms: i64::MAX,
         attempt: 0,
     }

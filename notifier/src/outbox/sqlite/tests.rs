@@ -2,6 +2,7 @@ use super::*;
 use notifier_core::account::DeviceToken;
 use notifier_core::seal::Priority;
 use std::path::Path;
+use std::sync::Arc;
 use tempfile::TempDir;
 
 #[tokio::test]
@@ -40,8 +41,8 @@ async fn entries_and_marks_are_there_after_a_restart() {
     assert_eq!(
         bodies,
         [
-            (EntryId(1), Some(entry(1, 40).sealed)),
-            (EntryId(2), Some(entry(2, 3_000).sealed))
+            (EntryId(1), Some(entry(1, 40).sealed.as_ref().clone())),
+            (EntryId(2), Some(entry(2, 3_000).sealed.as_ref().clone()))
         ]
     );
     assert_eq!(all_marks(&reader, 50).await, [[1; 16], [2; 16]]);
@@ -207,7 +208,13 @@ async fn a_damaged_row_is_named_and_hides_no_other() {
     let metas = reader.load_meta(EntryId(0)).await.unwrap();
     assert_eq!(metas.iter().map(|meta| meta.id.0).collect::<Vec<_>>(), [1, 3]);
     let bodies = reader.load_bodies(&[EntryId(1), EntryId(3)]).await.unwrap();
-    assert_eq!(bodies, [(EntryId(1), None), (EntryId(3), Some(entry(3, 40).sealed))]);
+    assert_eq!(
+        bodies,
+        [
+            (EntryId(1), None),
+            (EntryId(3), Some(entry(3, 40).sealed.as_ref().clone()))
+        ]
+    );
 }
 
 #[tokio::test]
@@ -282,7 +289,7 @@ fn entry(id: i64, size: usize) -> Entry {
     Entry {
         id: EntryId(id),
         push_id: PushId([id as u8; 16]),
-        sealed: Sealed {
+        sealed: Arc::new(Sealed {
             service: Service::Apns,
             token: DeviceToken::new([7; 32]),
             body: vec![0xB0; size].into(),
@@ -290,7 +297,7 @@ fn entry(id: i64, size: usize) -> Entry {
             class: Class::Visible,
             priority: Priority::High,
             expires_at_ms: 9_000,
-        },
+        }),
         deadline_ms: 1_000 + id,
         attempt: 0,
     }

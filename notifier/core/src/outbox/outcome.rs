@@ -1,0 +1,143 @@
+//! What a provider's answer means for its entry, its token and its lane.
+//!
+//! In: nothing. Out: the words that dispatch answers with. Never: an HTTP status.
+
+use crate::account::Service;
+use quietline_shared::backoff::Backoff;
+use std::time::Duration;
+
+/// What a provider's answer means. Each variant says what happens to the entry; what happens beyond it is [`RetryReason::scope`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Delivered,
+    /// `after`: what the provider asked for (Retry-After), if it did.
+    Retry {
+        after: Option<Duration>,
+        reason: RetryReason,
+    },
+    /// Too large for the provider: send the "too long" form, once.
+    TryFallback,
+    /// The token is dead. `provider_time_ms` (Unix ms): since when, where the provider says so.
+    /// `certain` = an answer that a wrong credential or topic cannot cause; others delete only while the credential is healthy.
+    Gone {
+        provider_time_ms: Option<i64>,
+        certain: bool,
+    },
+    /// The entry is dropped, the token kept.
+    Refused(Refusal),
+}
+
+/// Why an entry is tried again. The names are metric labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RetryReason {
+    /// Connect, TLS, reset, GOAWAY with this stream unprocessed.
+    Connection,
+    Timeout,
+    /// 500, 502, 503, Shutdown.
+    Unavailable,
+    /// This one token gets too many.
+    TokenRate,
+    /// The whole project or lane is over its quota.
+    LaneRate,
+    /// The provider token had expired; a new one is minted.
+    CredentialExpired,
+    /// The credential is refused: the lane stops, its queue stays, an operator must act.
+    CredentialRefused,
+}
+
+/// Whom a retry slows down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    Entry,
+    Token,
+    Lane,
+    /// Nothing more is sent until the credential works again (probed with one entry at a time).
+    LaneStopped,
+}
+
+impl RetryReason {
+    pub const ALL: [Self; 7] = [
+        Self::Connection,
+        Self::Timeout,
+        Self::Unavailable,
+        Self::TokenRate,
+        Self::LaneRate,
+        Self::CredentialExpired,
+        Self::CredentialRefused,
+    ];
+
+    pub const fn scope(self) -> Scope {
+        match self {
+            Self::Connection | Self::Timeout | Self::Unavailable | Self::CredentialExpired => Scope::Entry,
+            Self::TokenRate => Scope::Token,
+            Self::LaneRate => Scope::Lane,
+            Self::CredentialRefused => Scope::LaneStopped,
+        }
+    }
+
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Connection => "connection",
+            Self::Timeout => "timeout",
+            Self::Unavailable => "unavailable",
+            Self::TokenRate => "token_rate",
+            Self::LaneRate => "lane_rate",
+            Self::CredentialExpired => "credential_expired",
+            Self::CredentialRefused => "credential_refused",
+        }
+    }
+
+    /// The provider was not reached or could not work: what the lane's breaker counts.
+    pub(super) const fn is_outage(self) -> bool {
+        matches!(self, Self::Connection | Self::Timeout | Self::Unavailable)
+    }
+
+    /// The first pause is at least half of `base`. Google asks for ten seconds after an internal error, everybody else for one.
+    pub(super) const fn backoff(self, service: Service) -> Backoff {
+        match (self, service) {
+            (Self::Unavailable, Service::Firebase) => seconds(20, 600),
+            (Self::TokenRate, _) => seconds(60, 1800),
+            (Self::CredentialExpired, _) => seconds(2, 60),
+            _ => seconds(2, 300),
+        }
+    }
+}
+
+pub(super) const fn seconds(base: u64, cap: u64) -> Backoff {
+    Backoff {
+        base: Duration::from_secs(base),
+        cap: Duration::from_secs(cap),
+    }
+}
+
+/// Why an entry is dropped although its token is fine. The names are metric labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// A 4xx that says the request is malformed: ours to mend.
+    OurFault,
+    /// Said to be too large even in its "too long" form.
+    TooLarge,
+    /// A token of another app or project while the credential is not known to be healthy.
+    ForeignToken,
+    /// An answer the tables do not know.
+    Unknown,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_pause_is_a_second_for_apple_and_ten_for_googles_inner_faults() {
+        let least = |reason: RetryReason, service| reason.backoff(service).delay(0, 0);
+        assert_eq!(least(RetryReason::Connection, Service::Apns), Duration::from_secs(1));
+        assert_eq!(
+            least(RetryReason::Unavailable, Service::ApnsSandbox),
+            Duration::from_secs(1)
+        );
+        assert_eq!(
+            least(RetryReason::Unavailable, Service::Firebase),
+            Duration::from_secs(10)
+        );
+    }
+}

@@ -1,0 +1,628 @@
+//! What happens to entries: in, out, and round again.
+//!
+//! In: calls of the shell. Out: pushes, writes, effects. Never: decides what an answer means for the lane.
+
+use super::counters::DropReason;
+use super::entries::{Place, Slot, Stage};
+use super::lane::{Lane, Sign, Turn};
+use super::outcome::{Outcome, RetryReason, Scope};
+use super::{
+    Effect, Entry, EntryId, Outbox, Push, PushId, Rejected, Restored, Target, Write, class_of, lane_of, lifetime,
+    millis,
+};
+use crate::account::Service;
+use crate::seal::{Class, Sealed};
+use quietline_shared::backoff::Backoff;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A token that gets too many: until when, and the one entry that is kept for it.
+pub struct Resting {
+    until_ms: i64,
+    kept: Option<Place>,
+}
+
+impl Resting {
+    #[cfg(test)]
+    pub const fn is_vacant(&self) -> bool {
+        self.kept.is_none()
+    }
+}
+
+impl Outbox {
+    /// Takes a wakeup: the entry must be written and then reported with [`handle_written`](Self::handle_written). When full, the
+    /// oldest of the least valuable class gives way.
+    pub fn accept(&mut self, sealed: Sealed, push_id: PushId, now_ms: i64) -> Result<Entry, Rejected> {
+        let (service, class) = (sealed.service, sealed.class);
+        let lane = lane_of(service);
+        if !self.lanes[lane].exists() {
+            return Err(Rejected::NoLane);
+        }
+        let deadline_ms = sealed
+            .expires_at_ms
+            .min(now_ms.saturating_add(millis(lifetime(service))));
+        if deadline_ms <= now_ms {
+            self.lanes[lane].counters.expired += 1;
+            return Err(Rejected::Expired);
+        }
+        if !self.make_place(class) {
+            self.lanes[lane].counters.count_refused(class);
+            return Err(Rejected::Full);
+        }
+        let id = EntryId(self.next_id);
+        self.next_id += 1;
+        let mut slot = Slot::new(
+            id,
+            push_id,
+            Stage::Unwritten,
+            lane as u8,
+            class_of(class) as u8,
+            deadline_ms,
+        );
+        slot.size = size_of_body(&sealed);
+        slot.token = self.token_of(&sealed);
+        let sealed = Arc::new(sealed);
+        // Behind entries that wait on disk it waits on disk as well, or it would overtake them.
+        let size = slot.size as usize;
+        if self.lanes[lane].cold[class_of(class)].first().is_none() && self.make_memory(size, lane, class_of(class)) {
+            slot.body = Some(Arc::clone(&sealed));
+            slot.counted = true;
+            self.lanes[lane].bytes += size;
+        }
+        self.entries.insert(slot);
+        self.lanes[lane].counters.accepted += 1;
+        Ok(Entry {
+            id,
+            push_id,
+            sealed,
+            deadline_ms,
+            attempt: 0,
+        })
+    }
+
+    /// These entries are durable: they may go.
+    pub fn handle_written(&mut self, ids: impl IntoIterator<Item = EntryId>) {
+        for id in ids {
+            if let Some(place) = self.find(id, Stage::Unwritten) {
+                self.enqueue(place, End::Back);
+            }
+        }
+    }
+
+    /// These entries will not become durable. Their messages must not count as seen.
+    pub fn handle_write_failed(&mut self, ids: impl IntoIterator<Item = EntryId>) {
+        for id in ids {
+            if let Some(place) = self.find(id, Stage::Unwritten) {
+                self.end(place, Some(DropReason::Unwritten));
+            }
+        }
+    }
+
+    /// An entry that the file holds at the start; in the order of their ids.
+    pub fn restore(&mut self, entry: Restored, now_ms: i64) {
+        let (lane, class) = (lane_of(entry.service), class_of(entry.class));
+        self.next_id = self.next_id.max(entry.id.0.saturating_add(1));
+        if self.entries.find(entry.id).is_some() {
+            return;
+        }
+        self.lanes[lane].counters.restored += 1;
+        let deadline_ms = entry
+            .deadline_ms
+            .min(now_ms.saturating_add(millis(lifetime(entry.service))));
+        let refused = if deadline_ms <= now_ms {
+            Some(DropReason::Deadline)
+        } else if !self.make_place(entry.class) {
+            Some(DropReason::Shed)
+        } else {
+            None
+        };
+        if let Some(reason) = refused {
+            self.lanes[lane].counters.count_drop(reason, class);
+            self.writes.push_back(Write::Remove(entry.id));
+            return;
+        }
+        let mut slot = Slot::new(
+            entry.id,
+            entry.push_id,
+            Stage::Cold,
+            lane as u8,
+            class as u8,
+            deadline_ms,
+        );
+        slot.attempt = entry.attempt;
+        slot.fallback = entry.fallback;
+        slot.size = u32::try_from(entry.size).unwrap_or(u32::MAX);
+        let place = self.entries.insert(slot);
+        self.enqueue(place, End::Back);
+    }
+
+    /// The next wakeup to send, if one may go now. The shell answers each with [`handle_outcome`](Self::handle_outcome), once.
+    pub fn poll_send(&mut self, now_ms: i64) -> Option<Push> {
+        // Entries that are dropped on the way cost time; beyond this many the shell is asked to come back at once.
+        let mut patience = 4096u32;
+        for _ in 0..self.lanes.len() {
+            let lane = self.turn;
+            self.turn = (self.turn + 1) % self.lanes.len();
+            while patience > 0
+                && self.lanes[lane].may_send(now_ms)
+                && let Some(place) = self.lanes[lane].hot.iter().find_map(|list| list.first())
+            {
+                patience -= 1;
+                if let Some(push) = self.send(place, now_ms) {
+                    return Some(push);
+                }
+            }
+        }
+        None
+    }
+
+    /// Which bodies are to be read from the file: at most `most`, the most valuable first. Each is answered with
+    /// [`handle_loaded`](Self::handle_loaded) or [`handle_unreadable`](Self::handle_unreadable).
+    pub fn poll_load(&mut self, most: usize, now_ms: i64) -> Vec<EntryId> {
+        let mut ids = Vec::new();
+        for class in 0..Class::ALL.len() {
+            for lane in 0..self.lanes.len() {
+                while ids.len() < most
+                    && let Some(place) = self.lanes[lane].cold[class].first()
+                    && self.may_load(lane, class, self.entries.at(place).size as usize, now_ms)
+                {
+                    self.take_out(place);
+                    let slot = self.entries.at_mut(place);
+                    slot.stage = Stage::Loading;
+                    slot.counted = true;
+                    ids.push(slot.id);
+                    self.lanes[lane].bytes += slot.size as usize;
+                    self.lanes[lane].loading += 1;
+                }
+            }
+        }
+        ids
+    }
+
+    pub fn handle_loaded(&mut self, id: EntryId, sealed: Sealed) {
+        let Some(place) = self.find(id, Stage::Loading) else {
+            return;
+        };
+        self.take_out(place);
+        let token = self.token_of(&sealed);
+        let slot = self.entries.at_mut(place);
+        let lane = &mut self.lanes[usize::from(slot.lane)];
+        lane.bytes -= slot.size as usize;
+        slot.size = size_of_body(&sealed);
+        lane.bytes += slot.size as usize;
+        slot.token = token;
+        slot.body = Some(Arc::new(sealed));
+        self.enqueue(place, End::Back);
+    }
+
+    /// The file has no such row, or one that is not a wakeup.
+    pub fn handle_unreadable(&mut self, id: EntryId) {
+        if let Some(place) = self.find(id, Stage::Loading) {
+            self.end(place, Some(DropReason::Unreadable));
+        }
+    }
+
+    /// What the provider said to a push. An outcome of an entry that is not under way changes nothing.
+    pub fn handle_outcome(&mut self, id: EntryId, outcome: Outcome, now_ms: i64, random: u64) {
+        let Some(place) = self.find(id, Stage::InFlight) else {
+            return;
+        };
+        let lane = usize::from(self.entries.at(place).lane);
+        let service = Service::ALL[lane];
+        let turn = self.lanes[lane].note_answer(id, sign_of(&outcome, now_ms), now_ms, random);
+        match turn {
+            Some(Turn::Stopped) => self.effects.push_back(Effect::LaneStopped(service)),
+            Some(Turn::Resumed) => self.effects.push_back(Effect::LaneResumed(service)),
+            None => {}
+        }
+        match outcome {
+            Outcome::Delivered => {
+                self.lanes[lane].note_delivered(now_ms);
+                self.lanes[lane].counters.delivered += 1;
+                self.end(place, None);
+            }
+            Outcome::Retry { after, reason } => self.retry(place, after, reason, now_ms, random),
+            Outcome::TryFallback => self.fall_back(place, now_ms),
+            Outcome::Gone {
+                provider_time_ms,
+                certain,
+            } => {
+                if certain || self.lanes[lane].believes_gone(now_ms) {
+                    self.effects
+                        .extend(self.entries.at(place).body.as_deref().map(|sealed| Effect::TokenGone {
+                            target: Target {
+                                service,
+                                token: sealed.token.clone(),
+                            },
+                            provider_time_ms,
+                        }));
+                    self.end(place, Some(DropReason::Gone));
+                } else {
+                    self.end(place, Some(DropReason::GoneUnproven));
+                }
+            }
+            Outcome::Refused(refusal) => self.end(place, Some(refusal.into())),
+        }
+    }
+
+    /// The credential was exchanged: what was learnt with the old one is forgotten, and a stopped lane tries at once.
+    pub fn handle_credential_changed(&mut self, service: Service, now_ms: i64) {
+        self.lanes[lane_of(service)].forget_health(now_ms);
+    }
+
+    /// Drops what is too late and queues what is due. Bounded: [`next_deadline`](Self::next_deadline) is in the past if more is left.
+    pub fn handle_timeout(&mut self, now_ms: i64) {
+        for place in self.entries.overdue(now_ms, TIMEOUT_STEPS) {
+            self.end(place, Some(DropReason::Deadline));
+        }
+        for _ in 0..TIMEOUT_STEPS {
+            match self.retries.first() {
+                Some((due_ms, place)) if *due_ms <= now_ms => {
+                    let place = *place;
+                    self.take_out(place);
+                    self.enqueue(place, End::Front);
+                }
+                _ => break,
+            }
+        }
+        for _ in 0..TIMEOUT_STEPS {
+            match self.token_ends.first() {
+                Some((until_ms, token)) if *until_ms <= now_ms => {
+                    let end = (*until_ms, *token);
+                    self.token_ends.remove(&end);
+                    if let Some(Resting { kept: Some(place), .. }) = self.resting_tokens.remove(&end.1) {
+                        self.enqueue(place, End::Front);
+                    }
+                }
+                _ => break,
+            }
+        }
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) and then `poll_send` have something to do. `poll_load` has something to do
+    /// only after another call.
+    pub fn next_deadline(&self) -> Option<i64> {
+        let retry = self.retries.first().map(|(due_ms, _)| *due_ms);
+        let token = self.token_ends.first().map(|(until_ms, _)| *until_ms);
+        let lanes = self.lanes.iter().filter(|lane| has_any(&lane.hot));
+        let lane = lanes.filter_map(Lane::opens_at).min();
+        [retry, token, lane, self.entries.first_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Takes the entry for sending; `None` if it is dropped or put aside instead.
+    fn send(&mut self, place: Place, now_ms: i64) -> Option<Push> {
+        let slot = self.entries.at(place);
+        if slot.deadline_ms <= now_ms {
+            self.end(place, Some(DropReason::Deadline));
+            return None;
+        }
+        if self
+            .resting_tokens
+            .get(&slot.token)
+            .is_some_and(|resting| now_ms < resting.until_ms)
+        {
+            self.take_out(place);
+            self.rest_with_token(place);
+            return None;
+        }
+        self.take_out(place);
+        self.entries.untime(place);
+        let slot = self.entries.at_mut(place);
+        slot.stage = Stage::InFlight;
+        self.lanes[usize::from(slot.lane)].note_sent(slot.id);
+        let sealed = slot.body.clone();
+        debug_assert!(sealed.is_some(), "a hot entry has its body");
+        Some(Push {
+            id: slot.id,
+            push_id: slot.push_id,
+            sealed: sealed?,
+            fallback: slot.fallback,
+            deadline_ms: slot.deadline_ms,
+            attempt: slot.attempt,
+        })
+    }
+
+    fn retry(&mut self, place: Place, after: Option<Duration>, reason: RetryReason, now_ms: i64, random: u64) {
+        let slot = self.entries.at_mut(place);
+        let lane = usize::from(slot.lane);
+        let service = Service::ALL[lane];
+        let pause = reason.backoff(service).delay(slot.attempt, random);
+        slot.attempt = slot.attempt.saturating_add(1);
+        self.lanes[lane].counters.count_retry(reason);
+        // What a provider asks for is bounded, so that one odd header cannot silence a lane for a day.
+        let after = after.map(|after| after.min(LONGEST_PAUSE));
+        let until_ms = now_ms.saturating_add(millis(after.unwrap_or(pause).max(pause)));
+        let deadline_ms = slot.deadline_ms;
+        let too_late = |time_ms: i64| time_ms >= deadline_ms;
+        self.entries.time(place);
+        match reason.scope() {
+            Scope::Entry if too_late(until_ms) => self.end(place, Some(DropReason::Deadline)),
+            Scope::Entry => {
+                self.note_change(place);
+                let slot = self.entries.at_mut(place);
+                slot.stage = Stage::Retrying;
+                slot.due_ms = until_ms;
+                self.retries.insert((until_ms, place));
+                self.cool_down(place);
+            }
+            Scope::Token => {
+                if self.resting_tokens.len() >= MAX_RESTING_TOKENS {
+                    return self.end(place, Some(DropReason::Collapsed));
+                }
+                self.note_change(place);
+                let token = self.entries.at(place).token;
+                let before = self.resting_tokens.remove(&token);
+                if let Some(before) = &before {
+                    self.token_ends.remove(&(before.until_ms, token));
+                }
+                self.resting_tokens.insert(
+                    token,
+                    Resting {
+                        until_ms,
+                        kept: before.and_then(|before| before.kept),
+                    },
+                );
+                self.token_ends.insert((until_ms, token));
+                self.rest_with_token(place);
+            }
+            Scope::Lane => {
+                let whole = after.unwrap_or_else(|| LANE_PAUSE.delay(0, random));
+                self.lanes[lane].slow_down(whole, now_ms);
+                self.note_change(place);
+                self.enqueue(place, End::Front);
+            }
+            Scope::LaneStopped => {
+                self.note_change(place);
+                // To the back: should it be this one entry that is refused, the next probe is another.
+                self.enqueue(place, End::Back);
+            }
+        }
+    }
+
+    fn fall_back(&mut self, place: Place, now_ms: i64) {
+        let slot = self.entries.at_mut(place);
+        let has_short_form = slot.body.as_deref().is_some_and(|sealed| sealed.fallback.is_some());
+        if slot.fallback || !has_short_form {
+            return self.end(place, Some(DropReason::TooLarge));
+        }
+        if slot.deadline_ms <= now_ms {
+            return self.end(place, Some(DropReason::Deadline));
+        }
+        slot.fallback = true;
+        slot.attempt = slot.attempt.saturating_add(1);
+        let lane = usize::from(slot.lane);
+        self.lanes[lane].counters.fallbacks += 1;
+        self.note_change(place);
+        self.entries.time(place);
+        self.enqueue(place, End::Front);
+    }
+
+    /// Keeps one entry for a resting token: the most valuable, of equals the newest.
+    fn rest_with_token(&mut self, place: Place) {
+        let slot = self.entries.at_mut(place);
+        slot.stage = Stage::TokenResting;
+        let (token, newcomer) = (slot.token, (std::cmp::Reverse(slot.class), slot.id));
+        let kept = self.resting_tokens.get(&token).and_then(|resting| resting.kept);
+        let loser = match kept {
+            Some(kept) if kept != place => {
+                let old = self.entries.at(kept);
+                if newcomer > (std::cmp::Reverse(old.class), old.id) {
+                    Some(kept)
+                } else {
+                    Some(place)
+                }
+            }
+            _ => None,
+        };
+        if loser != Some(place) {
+            if let Some(resting) = self.resting_tokens.get_mut(&token) {
+                resting.kept = Some(place);
+            }
+            self.cool_down(place);
+        }
+        if let Some(loser) = loser {
+            self.end(loser, Some(DropReason::Collapsed));
+        }
+    }
+
+    /// Queues an entry that is in no list.
+    fn enqueue(&mut self, place: Place, end: End) {
+        let slot = self.entries.at_mut(place);
+        let (lane, class) = (usize::from(slot.lane), usize::from(slot.class));
+        let list = if slot.body.is_some() {
+            slot.stage = Stage::Hot;
+            &mut self.lanes[lane].hot[class]
+        } else {
+            slot.stage = Stage::Cold;
+            &mut self.lanes[lane].cold[class]
+        };
+        match end {
+            End::Front => self.entries.push_front(list, place),
+            End::Back => self.entries.push_back(list, place),
+        }
+    }
+
+    /// Takes an entry out of whatever holds it. Its stage is set by who puts it elsewhere.
+    fn take_out(&mut self, place: Place) {
+        let slot = self.entries.at(place);
+        let (lane, class) = (usize::from(slot.lane), usize::from(slot.class));
+        match slot.stage {
+            Stage::Hot => self.entries.unlink(&mut self.lanes[lane].hot[class], place),
+            Stage::Cold => self.entries.unlink(&mut self.lanes[lane].cold[class], place),
+            Stage::Loading => self.lanes[lane].loading = self.lanes[lane].loading.saturating_sub(1),
+            Stage::Retrying => {
+                self.retries.remove(&(slot.due_ms, place));
+            }
+            Stage::TokenResting => {
+                if let Some(resting) = self.resting_tokens.get_mut(&slot.token)
+                    && resting.kept == Some(place)
+                {
+                    resting.kept = None;
+                }
+            }
+            // The lane counted it back when the outcome came.
+            Stage::Unwritten | Stage::InFlight => {}
+        }
+    }
+
+    /// The entry is over: delivered, or dropped for a reason.
+    fn end(&mut self, place: Place, reason: Option<DropReason>) {
+        self.take_out(place);
+        self.release_body(place);
+        if let Some(slot) = self.entries.remove(place) {
+            if let Some(reason) = reason {
+                self.lanes[usize::from(slot.lane)]
+                    .counters
+                    .count_drop(reason, usize::from(slot.class));
+            }
+            if reason != Some(DropReason::Unwritten) {
+                self.writes.push_back(Write::Remove(slot.id));
+            }
+        }
+    }
+
+    fn release_body(&mut self, place: Place) {
+        let slot = self.entries.at_mut(place);
+        slot.body = None;
+        if std::mem::take(&mut slot.counted) {
+            self.lanes[usize::from(slot.lane)].bytes -= slot.size as usize;
+        }
+    }
+
+    /// A body whose turn is some time away gives its memory up when memory is short.
+    fn cool_down(&mut self, place: Place) {
+        let waits = matches!(self.entries.at(place).stage, Stage::Retrying | Stage::TokenResting);
+        if waits && self.memory() > self.settings.memory / 4 * 3 {
+            self.release_body(place);
+        }
+    }
+
+    fn note_change(&mut self, place: Place) {
+        let slot = self.entries.at(place);
+        self.writes.push_back(Write::Change {
+            id: slot.id,
+            attempt: slot.attempt,
+            fallback: slot.fallback,
+        });
+    }
+
+    fn find(&self, id: EntryId, stage: Stage) -> Option<Place> {
+        self.entries
+            .find(id)
+            .filter(|place| self.entries.at(*place).stage == stage)
+    }
+
+    /// Room for one more entry of this class: true unless everything that could go is worth more.
+    fn make_place(&mut self, newcomer: Class) -> bool {
+        if self.entries.len() < self.settings.max_entries {
+            return true;
+        }
+        let oldest = (class_of(newcomer)..Class::ALL.len()).rev().find_map(|class| {
+            let lists = self.lanes.iter().flat_map(|lane| [&lane.hot[class], &lane.cold[class]]);
+            lists
+                .filter_map(|list| list.first())
+                .min_by_key(|place| self.entries.at(*place).id)
+        });
+        if let Some(place) = oldest {
+            self.end(place, Some(DropReason::Shed));
+        }
+        oldest.is_some()
+    }
+
+    fn may_load(&mut self, lane: usize, class: usize, size: usize, now_ms: i64) -> bool {
+        let Lane { hot, loading, .. } = &self.lanes[lane];
+        // Bodies of less worth do not count: they must not stand before this one.
+        let ahead = hot.iter().take(class + 1).map(|list| list.len()).sum::<usize>() + *loading as usize;
+        let starving = *loading == 0 && !has_any(hot) && self.lanes[lane].exists();
+        starving || (ahead < self.lanes[lane].window(now_ms) && self.make_memory(size, lane, class))
+    }
+
+    /// Memory for a body: true if it fits, after less valuable bodies, or those of a lane beyond its share, went to wait on disk.
+    fn make_memory(&mut self, size: usize, lane: usize, class: usize) -> bool {
+        while self.memory().saturating_add(size) > self.settings.memory {
+            let share = self.settings.memory / self.lanes.len();
+            let candidates = self.lanes.iter().enumerate().filter_map(|(other, candidate)| {
+                let least = (0..Class::ALL.len())
+                    .rev()
+                    .find(|class| candidate.hot[*class].len() > 1)?;
+                let gives_way = if other == lane {
+                    least > class
+                } else {
+                    candidate.bytes > share
+                };
+                gives_way.then_some((least, candidate.bytes, other))
+            });
+            let Some((least, _, other)) = candidates.max() else {
+                return false;
+            };
+            let Some(place) = self.lanes[other].hot[least].last() else {
+                return false;
+            };
+            self.take_out(place);
+            self.release_body(place);
+            self.enqueue(place, End::Front);
+        }
+        true
+    }
+
+    fn token_of(&self, sealed: &Sealed) -> u64 {
+        self.seed.hash_one((sealed.service, &sealed.token)).max(1)
+    }
+}
+
+enum End {
+    Front,
+    Back,
+}
+
+fn sign_of(outcome: &Outcome, now_ms: i64) -> Sign {
+    match outcome {
+        // None of these answers comes before the credential was accepted.
+        Outcome::Delivered
+        | Outcome::TryFallback
+        | Outcome::Gone { certain: true, .. }
+        | Outcome::Retry {
+            reason: RetryReason::TokenRate,
+            ..
+        } => Sign::Healthy,
+        Outcome::Retry {
+            reason: RetryReason::CredentialRefused,
+            ..
+        } => Sign::CredentialRefused,
+        Outcome::Retry { reason, after } if reason.is_outage() => {
+            let until_ms = after.map(|after| now_ms.saturating_add(millis(after.min(LONGEST_PAUSE))));
+            Sign::Outage { until_ms }
+        }
+        Outcome::Retry { .. } | Outcome::Gone { .. } | Outcome::Refused(_) => Sign::Reached,
+    }
+}
+
+fn has_any(lists: &[super::entries::List; 4]) -> bool {
+    lists.iter().any(|list| list.first().is_some())
+}
+
+/// With what the boxes and the shared count take.
+fn size_of_body(sealed: &Sealed) -> u32 {
+    let fallback = sealed.fallback.as_deref().map_or(0, <[u8]>::len);
+    let bytes = sealed.body.len() + fallback + sealed.token.expose().len() + size_of::<Sealed>() + 64;
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+/// At least 60 s where the provider does not say how long.
+const LANE_PAUSE: Backoff = Backoff {
+    base: Duration::from_secs(120),
+    cap: Duration::from_secs(120),
+};
+
+/// The longest Retry-After that is followed.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+
+/// Tokens that rest at once; beyond that their wakeups are dropped.
+const MAX_RESTING_TOKENS: usize = 100_000;
+
+/// What one `handle_timeout` does of each kind at most.
+const TIMEOUT_STEPS: usize = 4096;

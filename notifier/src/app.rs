@@ -1,0 +1,377 @@
+//! The wiring: the only place that knows every stage.
+//!
+//! In: checked settings. Out: a running notifier, until a signal. Never: decides anything about a subscription, a message or a wakeup.
+
+mod desk;
+mod relay;
+
+use crate::dispatch::{self, Apns, Fcm, Provider};
+use crate::http;
+use crate::outbox::{Lane, OutboxError, OutboxFile};
+use crate::settings::Settings;
+use crate::store::sqlite::SqliteStore;
+use crate::store::{StoreError, SubscriptionStore};
+use crate::watcher;
+use bytes::Bytes;
+use desk::{Desk, Records};
+use notifier_core::account::{AccountId, Service};
+use notifier_core::fanout::Mark;
+use notifier_core::omq::Identity;
+use notifier_core::outbox::{Effect, EntryId, Outcome, Push, Target};
+use notifier_core::watch::Coverage;
+use quietline_shared::service::lifecycle::{self, Latch, Readiness, Signals};
+use quietline_shared::service::telemetry::{self, TelemetryError};
+use relay::{Command, Ends, Relay, RelaySettings};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+/// Notifications that may wait for the relay; beyond that links stop reading.
+const INCOMING: usize = 16_384;
+/// Three thousand nodes, their databases and as many requests fit.
+const OPEN_FILES: u64 = 65_536;
+const COMMANDS: usize = 4_096;
+/// Dead tokens and stopped lanes that may wait to be told.
+const EFFECTS: usize = 4_096;
+/// How often rows whose signature ran out are removed.
+const EXPIRED_ROWS_EVERY: Duration = Duration::from_secs(3600);
+
+/// How long a start waits for every account to be watched before it says that it runs.
+const WATCH_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Why the notifier does not start. What is wrong with settings is told before, all at once.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("{0}")]
+    Telemetry(#[from] TelemetryError),
+    #[error("the signals of the process cannot be taken: {0}")]
+    Signals(io::Error),
+    #[error("{place} cannot be listened on: {fault}")]
+    Listen { place: &'static str, fault: io::Error },
+    #[error("[store] {0}")]
+    Store(#[from] StoreError),
+    #[error("[outbox] {0}")]
+    Outbox(#[from] OutboxError),
+    #[error("{0} could not be set up again")]
+    Provider(#[from] dispatch::SettingsFault),
+}
+
+/// Runs until SIGTERM or SIGINT, then drains.
+pub async fn run(settings: Settings) -> Result<(), StartError> {
+    let metrics = telemetry::install(settings.log)?;
+    // A link is a file. Where the system allows fewer, dials beyond it fail and are counted.
+    let _ = rlimit::increase_nofile_limit(OPEN_FILES);
+    let mut signals = Signals::install().map_err(StartError::Signals)?;
+    let readiness = Readiness::new();
+    let (store_ready, watch_ready) = (readiness.latch("store"), readiness.latch("watch"));
+    let (stopper, stop) = lifecycle::stop();
+
+    let ops = listen("[ops] listen", settings.ops.listen).await?;
+    let ops_task = tokio::spawn(telemetry::serve_ops(
+        ops,
+        metrics,
+        readiness.clone(),
+        stop.clone().stopped(),
+    ));
+    // The place is taken before anything is started, so that a second notifier ends here.
+    let http_listener = listen("[http] listen", settings.http.listen).await?;
+
+    let window = settings.fanout.window;
+    let mark_key = settings.lookup_key.derive("marks of messages");
+    let store: Arc<dyn SubscriptionStore> = Arc::new(SqliteStore::open(&settings.store, settings.lookup_key).await?);
+    let file = OutboxFile::open(&settings.outbox).await?;
+    let mut seen = Vec::new();
+    let since_ms = unix_ms().saturating_sub(i64::try_from(window.as_millis()).unwrap_or(i64::MAX));
+    file.load_marks(since_ms, |mark| seen.push((Mark::from_bytes(mark.mark), mark.at_ms)))
+        .await?;
+
+    // Lanes first: what the last run left goes out while the rest still starts.
+    let mut lanes = Vec::new();
+    let mut starts = Vec::new();
+    let services = settings.dispatch.services();
+    let timeout = settings.dispatch.timeout;
+    for service in services.iter().copied() {
+        let concurrency = match service {
+            Service::Apns => settings.dispatch.apns.as_ref().map(|section| section.concurrency),
+            Service::ApnsSandbox => settings
+                .dispatch
+                .apns_sandbox
+                .as_ref()
+                .map(|section| section.concurrency),
+            Service::Firebase => settings.dispatch.firebase.as_ref().map(|section| section.concurrency),
+        }
+        .expect("the service is on offer");
+        let (pushes, jobs) = mpsc::channel(concurrency);
+        let lane = Lane {
+            service,
+            concurrency: u32::try_from(concurrency).unwrap_or(u32::MAX),
+            pushes,
+        };
+        lanes.push(lane);
+        starts.push((service, concurrency, jobs));
+    }
+    let (effects, told_effects) = mpsc::channel(EFFECTS);
+    let outbox = file.start(lanes, effects, window).await?;
+    let mut lane_tasks = Vec::new();
+    for (service, concurrency, jobs) in starts {
+        let outcomes = outbox.handle.outcomes.clone();
+        lane_tasks.push(match service {
+            Service::Apns | Service::ApnsSandbox => {
+                let section = match service {
+                    Service::Apns => settings.dispatch.apns.as_ref(),
+                    _ => settings.dispatch.apns_sandbox.as_ref(),
+                };
+                let provider = Apns::new(service, section.expect("the service is on offer"), timeout)?;
+                start_lane(provider, jobs, outcomes, concurrency, timeout)
+            }
+            Service::Firebase => {
+                let section = settings.dispatch.firebase.as_ref();
+                let provider = Fcm::new(section.expect("the service is on offer"), timeout)?;
+                start_lane(provider, jobs, outcomes, concurrency, timeout)
+            }
+        });
+    }
+
+    let (commands, command_inbox) = mpsc::channel(COMMANDS);
+    let (incoming, incoming_inbox) = mpsc::channel(INCOMING);
+    let (dead, dead_inbox) = mpsc::channel(EFFECTS);
+    let (told, told_inbox) = mpsc::channel(COMMANDS * 4);
+    let watcher = watcher::spawn(watcher::Parts {
+        watch: settings.watcher.watch(),
+        link: settings.watcher.link(),
+        identity: Arc::new(Identity::new(settings.link_key)),
+        oxends: settings
+            .watcher
+            .oxend
+            .iter()
+            .map(|oxend| oxend.address.clone())
+            .collect(),
+        seeds: settings.seeds,
+        node_list_file: settings.watcher.node_list_file.clone(),
+        refresh_interval: settings.watcher.refresh_interval,
+        max_list_change: settings.watcher.max_list_change,
+        records: Records {
+            store: Arc::clone(&store),
+            relay: commands.clone(),
+        },
+        incoming,
+    });
+    let relay = Relay::new(
+        RelaySettings {
+            node_rate: settings.event.node_rate,
+            node_burst: settings.event.node_burst,
+            confirm: settings.event.confirm(),
+            dedupe: settings.fanout,
+            seal: settings.seal,
+        },
+        mark_key,
+        seen,
+        watcher.ring.clone(),
+    );
+    let ends = Ends {
+        incoming: incoming_inbox,
+        commands: command_inbox,
+        dead: dead_inbox,
+        outbox: outbox.handle.clone(),
+        told,
+    };
+    let relay_task = tokio::spawn(relay.run(ends));
+
+    let desk = Arc::new(Desk::new(
+        Arc::clone(&store),
+        commands.clone(),
+        watcher.commands.clone(),
+    ));
+    let housekeeping = tokio::spawn(Arc::clone(&desk).keep_house(told_inbox, EXPIRED_ROWS_EVERY));
+    let effects_task = tokio::spawn(hear_effects(told_effects, dead));
+
+    let http_task = tokio::spawn(http::serve(
+        http_listener,
+        http::Http {
+            settings: settings.http,
+            onion_key: settings.onion_key,
+            services,
+            subscriptions: Arc::clone(&desk),
+            clock: Arc::new(|| unix_ms() / 1000),
+        },
+        stop.clone().stopped(),
+    ));
+
+    let load = tokio::spawn(load(Arc::clone(&store), commands, watcher.stream.clone()));
+    let mut ready = tokio::spawn(become_ready(load, store_ready, watch_ready, watcher.coverage.clone()));
+
+    // Without its subscriptions a notifier that seems to run wakes nobody, so it ends.
+    let end = tokio::select! {
+        () = signals.stop() => Ok(()),
+        end = &mut ready => match end {
+            Ok(Err(fault)) => Err(StartError::Store(fault)),
+            _ => Ok(()),
+        },
+    };
+    tracing::info!("stopping: what is under way may finish, the rest is in the outbox file");
+    lifecycle::tell_stopping();
+    stopper.stop();
+    let drain = settings.lifecycle.drain;
+    let work = async {
+        log_end("http", http_task.await);
+        ready.abort();
+        // Links close; what they gave goes through the relay into the outbox.
+        drop(watcher);
+        log_end("relay", relay_task.await);
+        outbox.shutdown(tokio::time::Instant::now() + drain).await;
+        for task in lane_tasks {
+            log_end("lane", task.await);
+        }
+        log_end("effects", effects_task.await);
+        housekeeping.abort();
+        store.close().await;
+    };
+    let drained = lifecycle::drain(work, drain + Duration::from_secs(5), signals.stop()).await;
+    tracing::info!(how = ?drained, "stopped");
+    ops_task.abort();
+    end
+}
+
+fn start_lane<P: Provider + 'static>(
+    provider: P,
+    jobs: mpsc::Receiver<Push>,
+    outcomes: mpsc::Sender<(EntryId, Outcome)>,
+    concurrency: usize,
+    timeout: Duration,
+) -> JoinHandle<()> {
+    // A lane ends when the outbox drops its end: until then each push that it took gets its outcome.
+    tokio::spawn(dispatch::run_lane(
+        Arc::new(provider),
+        jobs,
+        outcomes,
+        concurrency,
+        timeout,
+        std::future::pending(),
+    ))
+}
+
+async fn listen(place: &'static str, address: std::net::SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|fault| StartError::Listen { place, fault })
+}
+
+/// Reads the store once: each row goes to the index and, with its record, to the watch.
+async fn load(
+    store: Arc<dyn SubscriptionStore>,
+    relay: mpsc::Sender<Command>,
+    watch: mpsc::Sender<(AccountId, Bytes)>,
+) -> Result<u64, StoreError> {
+    let mut rows = store.scan();
+    let mut count = 0;
+    let now = unix_ms() / 1000;
+    while let Some(batch) = rows.recv().await {
+        let subscriptions: Vec<_> = batch?
+            .into_iter()
+            .filter(|subscription| subscription.expires_at() > now)
+            .map(|subscription| {
+                let mut record = Vec::with_capacity(320);
+                subscription.monitor_record(&mut record);
+                (subscription, Bytes::from(record))
+            })
+            .collect();
+        count += subscriptions.len() as u64;
+        let (done, standing) = oneshot::channel();
+        if relay.send(Command::Load { subscriptions, done }).await.is_err() {
+            break;
+        }
+        // An account must be in the index before its first notification comes.
+        for record in standing.await.unwrap_or_default() {
+            if watch.send(record).await.is_err() {
+                return Ok(count);
+            }
+        }
+    }
+    let _ = relay.send(Command::LoadEnded).await;
+    Ok(count)
+}
+
+/// Ready when the store is read and the accounts are watched; or, a minute after it was read, as well as they can be: nodes that are
+/// down must not keep the service manager waiting.
+async fn become_ready(
+    load: JoinHandle<Result<u64, StoreError>>,
+    store_ready: Latch,
+    watch_ready: Latch,
+    mut coverage: watch::Receiver<Coverage>,
+) -> Result<(), StoreError> {
+    let began = Instant::now();
+    let devices = match load.await {
+        Ok(loaded) => loaded?,
+        // A panic of the loader has been reported where it happened.
+        Err(_) => return Err(StoreError::Unavailable),
+    };
+    tracing::info!(devices, seconds = began.elapsed().as_secs_f64(), "subscriptions read");
+    store_ready.set();
+    let patience = Instant::now() + WATCH_PATIENCE;
+    let mut told = false;
+    loop {
+        let now = *coverage.borrow_and_update();
+        metrics::gauge!("watch_covered_accounts").set(now.covered as f64);
+        let all = now.swarms > 0 && now.covered >= now.accounts - now.accounts / 100;
+        if now.links_up == 0 {
+            watch_ready.clear();
+        } else if told || all || Instant::now() >= patience {
+            watch_ready.set();
+            if !told {
+                told = true;
+                let (accounts, covered, links) = (now.accounts, now.covered, now.links_up);
+                tracing::info!(
+                    accounts,
+                    covered,
+                    links,
+                    seconds = began.elapsed().as_secs_f64(),
+                    "ready"
+                );
+                lifecycle::tell_ready();
+            }
+        }
+        if coverage.changed().await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// The outbox must never wait for whoever acts on a dead token: what finds no room is told again by the next push.
+async fn hear_effects(mut effects: mpsc::Receiver<Effect>, dead: mpsc::Sender<(Target, Option<i64>)>) {
+    while let Some(effect) = effects.recv().await {
+        match effect {
+            Effect::TokenGone {
+                target,
+                provider_time_ms,
+            } => {
+                if dead.try_send((target, provider_time_ms)).is_err() {
+                    metrics::counter!("app_dead_tokens_postponed_total").increment(1);
+                }
+            }
+            Effect::LaneStopped(service) => {
+                tracing::error!(
+                    service = service.name(),
+                    "the provider refuses our credential: lane stopped, its queue is kept"
+                );
+            }
+            Effect::LaneResumed(service) => {
+                tracing::info!(service = service.name(), "the credential works again: lane resumed")
+            }
+        }
+    }
+}
+
+fn log_end(task: &'static str, end: Result<(), tokio::task::JoinError>) {
+    if end.is_err_and(|fault| fault.is_panic()) {
+        tracing::error!(task, "a task ended by a panic");
+    }
+}
+
+fn unix_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}

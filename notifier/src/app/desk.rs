@@ -1,0 +1,242 @@
+//! Subscriptions on their way from a request to the store, the index and the watch, and out again.
+//!
+//! In: verified wishes, dead tokens, expired accounts. Out: answers for http, records for renewals. Never: parses or signs anything.
+//!
+//! The store comes first: what is answered is durable. One device's changes happen one after the other, so that the index ends with
+//! what the store ends with; they run to their end even if the client has gone.
+
+use super::relay::{Command, Told};
+use super::unix_ms;
+use crate::http::{Stored, Subscriptions, Unavailable};
+use crate::store::{Put, SubscriptionStore};
+use crate::watcher::{self, RecordSource, RecordsUnavailable};
+use bytes::Bytes;
+use notifier_core::account::AccountId;
+use notifier_core::fanout::{Removed, Upserted};
+use notifier_core::subscription::{DeviceId, Subscription, Unsubscription, minimal_cover};
+use std::collections::HashMap;
+use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+/// Devices whose changes may happen at the same time. Two that share a place wait for each other, which harms nobody.
+const PLACES: usize = 1_024;
+
+pub struct Desk {
+    store: Arc<dyn SubscriptionStore>,
+    relay: mpsc::Sender<Command>,
+    watcher: mpsc::Sender<watcher::Command>,
+    order: Vec<Mutex<()>>,
+    hasher: RandomState,
+}
+
+impl Desk {
+    pub fn new(
+        store: Arc<dyn SubscriptionStore>,
+        relay: mpsc::Sender<Command>,
+        watcher: mpsc::Sender<watcher::Command>,
+    ) -> Self {
+        let order = (0..PLACES).map(|_| Mutex::new(())).collect();
+        Self {
+            store,
+            relay,
+            watcher,
+            order,
+            hasher: RandomState::new(),
+        }
+    }
+
+    async fn turn(&self, device: &DeviceId) -> tokio::sync::MutexGuard<'_, ()> {
+        let place = self.hasher.hash_one(device) as usize % PLACES;
+        self.order.get(place).expect("within its length").lock().await
+    }
+
+    async fn put(&self, subscription: Subscription) -> Result<Stored, Unavailable> {
+        let device = subscription.device.clone();
+        let _turn = self.turn(&device).await;
+        let mut record = Vec::with_capacity(320);
+        subscription.monitor_record(&mut record);
+        let put = self.store.put(&subscription).await.map_err(|fault| {
+            metrics::counter!("store_failed_total", "reason" => fault.label()).increment(1);
+            Unavailable
+        })?;
+        metrics::counter!("store_put_total", "outcome" => put_label(put)).increment(1);
+        if put == Put::KeptNewer {
+            return Ok(Stored::Updated);
+        }
+        let (done, upserted) = oneshot::channel();
+        self.relay
+            .send(Command::Put {
+                subscription: Box::new(subscription),
+                done,
+            })
+            .await
+            .map_err(|_| Unavailable)?;
+        let watch_now = match upserted.await.map_err(|_| Unavailable)? {
+            Upserted::Added => true,
+            Upserted::Changed { watch_changed } => watch_changed,
+            Upserted::Renewed | Upserted::KeptNewer => false,
+            Upserted::Full => {
+                metrics::counter!("fanout_full_accounts_total").increment(1);
+                let _ = self.store.remove(&device).await;
+                return Err(Unavailable);
+            }
+        };
+        if watch_now {
+            let change = watcher::Command::AccountChanged {
+                account: device.account,
+                record: Some(Bytes::from(record)),
+            };
+            self.watcher.send(change).await.map_err(|_| Unavailable)?;
+        }
+        Ok(if put == Put::New {
+            Stored::Added
+        } else {
+            Stored::Updated
+        })
+    }
+
+    async fn remove(&self, device: &DeviceId) -> Result<bool, Unavailable> {
+        let _turn = self.turn(device).await;
+        let removed = self.store.remove(device).await.map_err(|fault| {
+            metrics::counter!("store_failed_total", "reason" => fault.label()).increment(1);
+            Unavailable
+        })?;
+        self.forget(device).await;
+        Ok(removed)
+    }
+
+    async fn remove_dead(&self, device: &DeviceId, provider_time_ms: Option<i64>) {
+        let _turn = self.turn(device).await;
+        let removed = match provider_time_ms {
+            Some(since) => self.store.remove_if_older(device, since).await,
+            None => self.store.remove(device).await,
+        };
+        match removed {
+            Ok(true) => {
+                metrics::counter!("store_dead_devices_total").increment(1);
+                self.forget(device).await;
+            }
+            // Registered again since, or gone already.
+            Ok(false) => {}
+            Err(fault) => metrics::counter!("store_failed_total", "reason" => fault.label()).increment(1),
+        }
+    }
+
+    /// Takes a device that is stored no more out of the index, and its account out of the watch if it was the last.
+    async fn forget(&self, device: &DeviceId) {
+        let (done, removed) = oneshot::channel();
+        if self
+            .relay
+            .send(Command::Remove {
+                device: device.clone(),
+                done,
+            })
+            .await
+            .is_err()
+        {
+            return;
+        }
+        if removed.await == Ok(Removed::LastDevice) {
+            let gone = watcher::Command::AccountRemoved {
+                account: device.account,
+            };
+            // The watcher is gone only when everything ends.
+            let _ = self.watcher.send(gone).await;
+        }
+    }
+
+    /// What the relay tells, and expired rows.
+    pub async fn keep_house(self: Arc<Self>, mut told: mpsc::Receiver<Told>, every: Duration) {
+        let mut rounds = tokio::time::interval(every);
+        loop {
+            tokio::select! {
+                told = told.recv() => match told {
+                    Some(Told::AccountGone(account)) => {
+                        let _ = self.watcher.send(watcher::Command::AccountRemoved { account }).await;
+                    }
+                    Some(Told::Dead { device, provider_time_ms }) => self.remove_dead(&device, provider_time_ms).await,
+                    None => return,
+                },
+                _ = rounds.tick() => match self.store.remove_expired(unix_ms() / 1000).await {
+                    Ok(0) => {}
+                    Ok(count) => {
+                        metrics::counter!("store_expired_total").increment(count);
+                        tracing::info!(count, "expired subscriptions removed");
+                    }
+                    Err(fault) => metrics::counter!("store_failed_total", "reason" => fault.label()).increment(1),
+                },
+            }
+        }
+    }
+}
+
+impl Subscriptions for Arc<Desk> {
+    fn subscribe(&self, subscription: Subscription) -> impl Future<Output = Result<Stored, Unavailable>> + Send {
+        let desk = Arc::clone(self);
+        async move {
+            tokio::spawn(async move { desk.put(subscription).await })
+                .await
+                .unwrap_or(Err(Unavailable))
+        }
+    }
+
+    fn unsubscribe(&self, wish: Unsubscription) -> impl Future<Output = Result<bool, Unavailable>> + Send {
+        let desk = Arc::clone(self);
+        async move {
+            tokio::spawn(async move { desk.remove(&wish.device).await })
+                .await
+                .unwrap_or(Err(Unavailable))
+        }
+    }
+}
+
+/// Records for renewals: which devices from the index, their signatures from the store.
+pub struct Records {
+    pub store: Arc<dyn SubscriptionStore>,
+    pub relay: mpsc::Sender<Command>,
+}
+
+impl RecordSource for Records {
+    async fn records(&self, accounts: Vec<AccountId>) -> Result<Vec<(AccountId, Vec<Bytes>)>, RecordsUnavailable> {
+        let (done, devices) = oneshot::channel();
+        self.relay
+            .send(Command::Devices { accounts, done })
+            .await
+            .map_err(|_| RecordsUnavailable)?;
+        let devices = devices.await.map_err(|_| RecordsUnavailable)?;
+        let subscriptions = self.store.load(devices).await.map_err(|_| RecordsUnavailable)?;
+        let mut by_account: HashMap<AccountId, Vec<Subscription>> = HashMap::new();
+        let now = unix_ms() / 1000;
+        // A node refuses a signature that ran out; its row goes with the next round.
+        for subscription in subscriptions
+            .into_iter()
+            .filter(|subscription| subscription.expires_at() > now)
+        {
+            by_account
+                .entry(subscription.device.account)
+                .or_default()
+                .push(subscription);
+        }
+        let record = |subscription: &Subscription| {
+            let mut record = Vec::with_capacity(320);
+            subscription.monitor_record(&mut record);
+            Bytes::from(record)
+        };
+        Ok(by_account
+            .into_iter()
+            .map(|(account, all)| (account, minimal_cover(&all).into_iter().map(record).collect()))
+            .collect())
+    }
+}
+
+fn put_label(put: Put) -> &'static str {
+    match put {
+        Put::New => "new",
+        Put::Renewed => "renewed",
+        Put::Unchanged => "unchanged",
+        Put::KeptNewer => "kept_newer",
+    }
+}

@@ -1,0 +1,269 @@
+//! Firebase Cloud Messaging, HTTP v1.
+//!
+//! In: a `Push`. Out: its `Outcome`. Never: asks for an access token per push, or drops a push because there is none.
+
+pub mod answer;
+mod oauth;
+
+use super::answer::{Answer, Effect};
+use super::apns::authority;
+use super::credential::{ServiceAccount, roots, tls};
+use super::http2::{Endpoint, Pool, PoolSettings, Reply, ReplyBody};
+use super::settings::{Fault, FirebaseSettings, SettingsFault};
+use super::{Meter, Provider, Push, TIMED_OUT, TOO_LARGE_HERE, base64_length, no_reply, put_base64, unix_ms};
+use answer::classify;
+use bytes::{BufMut, Bytes, BytesMut};
+use http_body_util::Full;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::{Method, Request, Uri, Version};
+use notifier_core::account::Service;
+use notifier_core::outbox::{Outcome, RetryReason};
+use notifier_core::seal::Priority;
+use oauth::{AccessToken, AccessTokens, TokenFault};
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// The lane to FCM.
+pub struct Fcm {
+    uri: Uri,
+    tokens: AccessTokens,
+    pool: Pool,
+    meter: Meter,
+}
+
+impl Fcm {
+    /// Reads and checks the service account; connects with the first push.
+    pub fn new(settings: &FirebaseSettings, timeout: Duration) -> Result<Self, SettingsFault> {
+        Self::open(settings, timeout, |pool| pool)
+    }
+
+    pub(super) fn open(
+        settings: &FirebaseSettings,
+        timeout: Duration,
+        adjust: impl FnOnce(PoolSettings) -> PoolSettings,
+    ) -> Result<Self, SettingsFault> {
+        let service = Service::Firebase;
+        let named = |(setting, fault)| SettingsFault {
+            service,
+            setting,
+            fault,
+        };
+        for (setting, number) in [
+            ("concurrency", settings.concurrency),
+            ("connections", settings.connections),
+        ] {
+            if !(1..=100_000).contains(&number) {
+                return Err(named((setting, Fault::OutOfRange)));
+            }
+        }
+        let account = ServiceAccount::open(settings).map_err(named)?;
+        let roots = roots(settings.ca_file.as_deref()).map_err(named)?;
+        let in_roots = |fault| named(("ca_file", fault));
+        let token_tls = tls(roots.clone(), None, &[b"h2", b"http/1.1"]).map_err(in_roots)?;
+        let tls = tls(roots, None, &[b"h2"]).map_err(in_roots)?;
+        let bad_host = named(("host", Fault::BadHost));
+        let endpoint = Endpoint::new(&settings.host, settings.port, tls).ok_or(bad_host)?;
+        let uri = Uri::builder()
+            .scheme("https")
+            .authority(authority(&settings.host, settings.port).ok_or(bad_host)?)
+            .path_and_query(format!("/v1/projects/{}/messages:send", account.project))
+            .build()
+            .map_err(|_| named(("project", Fault::BadText)))?;
+        let pool = adjust(PoolSettings::new(service, settings.connections, false, timeout));
+        Ok(Self {
+            uri,
+            tokens: AccessTokens::new(account, token_tls, timeout, pool.pace)
+                .ok_or(named(("token_uri", Fault::BadUri)))?,
+            pool: Pool::new(endpoint, pool),
+            meter: Meter::new(service),
+        })
+    }
+
+    /// Until an answer stands. `is_accepted` is set as soon as a 200 is seen: whatever comes after it, the push is delivered.
+    async fn attempt(&self, push: &Push, is_accepted: &mut bool) -> Answer {
+        let Some(body) = body(push, unix_ms()) else {
+            return Answer::fault_of_ours("token-not-text");
+        };
+        let mut token = match self.tokens.current().await {
+            Ok(token) => token,
+            Err(fault) => return no_token(fault),
+        };
+        let mut is_refreshed = false;
+        loop {
+            let reply = self.pool.exchange(|| self.request(&token, &body)).await;
+            let mut reply = match reply {
+                Ok(reply) => reply,
+                Err(fault) => return no_reply(fault),
+            };
+            let answer = read_answer(&mut reply, is_accepted).await;
+            drop(reply);
+            let is_expired = matches!(
+                answer.outcome,
+                Outcome::Retry {
+                    reason: RetryReason::CredentialExpired,
+                    ..
+                }
+            );
+            if !is_expired {
+                return answer;
+            }
+            if is_refreshed || !self.tokens.spoil(&token) {
+                // A fresh token is refused as well: it is not its age.
+                return Answer::retry(RetryReason::CredentialRefused, answer.label).and(Effect::Alert);
+            }
+            is_refreshed = true;
+            token = match self.tokens.current().await {
+                Ok(token) => token,
+                Err(fault) => return no_token(fault),
+            };
+        }
+    }
+
+    fn request(&self, token: &AccessToken, body: &Bytes) -> Request<Full<Bytes>> {
+        let mut headers = HeaderMap::with_capacity(3);
+        headers.insert(AUTHORIZATION, token.bearer.clone());
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let mut request = Request::new(Full::new(body.clone()));
+        *request.method_mut() = Method::POST;
+        *request.version_mut() = Version::HTTP_2;
+        *request.headers_mut() = headers;
+        *request.uri_mut() = self.uri.clone();
+        request
+    }
+}
+
+impl Provider for Fcm {
+    fn service(&self) -> Service {
+        Service::Firebase
+    }
+
+    async fn push(&self, push: &Push, deadline: Instant) -> Outcome {
+        if data_length(push) > DATA_MAX {
+            return self.meter.record(push, TOO_LARGE_HERE);
+        }
+        let mut is_accepted = false;
+        let answer = match timeout_at(deadline, self.attempt(push, &mut is_accepted)).await {
+            Ok(answer) => answer,
+            Err(_) if is_accepted => Answer::DELIVERED,
+            Err(_) => TIMED_OUT,
+        };
+        self.meter.record(push, answer)
+    }
+}
+
+async fn read_answer(reply: &mut Reply, is_accepted: &mut bool) -> Answer {
+    let status = reply.status.as_u16();
+    *is_accepted = status == 200;
+    let answer = match reply.body().await {
+        ReplyBody::Whole(body) => classify(status, &reply.headers, &body, unix_ms()),
+        _ if status == 200 => Answer::DELIVERED,
+        ReplyBody::TooLarge => classify(status, &reply.headers, b"", unix_ms()),
+        ReplyBody::Broken(fault) => no_reply(fault),
+    };
+    if answer.effect == Effect::LeaveConnection {
+        reply.leave_connection();
+    }
+    answer
+}
+
+fn no_token(fault: TokenFault) -> Answer {
+    match fault {
+        TokenFault::Unreachable { pause } => {
+            Answer::retry_after(RetryReason::Unavailable, Some(pause), "token-unreachable")
+        }
+        TokenFault::Refused { pause } => {
+            Answer::retry_after(RetryReason::CredentialRefused, Some(pause), "token-refused").and(Effect::Alert)
+        }
+    }
+}
+
+/// Largest sum of keys and values in `data`, bytes.
+const DATA_MAX: usize = 4096;
+
+/// Longest `ttl`: four weeks.
+const TTL_MAX_SECONDS: i64 = 2_419_200;
+
+fn data_length(push: &Push) -> usize {
+    "enc_payload".len() + base64_length(push.payload.len()) + "spns".len() + "1".len()
+}
+
+/// `None` if the token is no text.
+fn body(push: &Push, now_ms: i64) -> Option<Bytes> {
+    let token = std::str::from_utf8(push.token.expose()).ok()?;
+    let mut buffer = BytesMut::with_capacity(192 + token.len() + data_length(push));
+    buffer.put_slice(br#"{"message":{"token":"#);
+    // As JSON: a client may have registered anything.
+    serde_json::to_writer((&mut buffer).writer(), token).ok()?;
+    buffer.put_slice(br#","data":{"enc_payload":""#);
+    put_base64(&mut buffer, &push.payload);
+    buffer.put_slice(br#"","spns":"1"},"android":{"priority":""#);
+    buffer.put_slice(match push.priority {
+        Priority::High => b"high",
+        Priority::Normal => b"normal",
+    });
+    buffer.put_slice(br#"","ttl":""#);
+    let ttl = (push.expires_at_ms.saturating_sub(now_ms) / 1000).clamp(0, TTL_MAX_SECONDS);
+    serde_json::to_writer((&mut buffer).writer(), &ttl).ok()?;
+    buffer.put_slice(b"s\"");
+    if push.too_long {
+        // They say nothing but that something came: of many, a device that was off needs one. The backlog is 100.
+        buffer.put_slice(br#","collapse_key":"too-long""#);
+    }
+    buffer.put_slice(b"}}}");
+    Some(buffer.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::fake::push;
+
+    fn text(push: &Push, now_ms: i64) -> String {
+        String::from_utf8(body(push, now_ms).unwrap().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn the_body_is_exactly_this() {
+        let mut one = push(1, Service::Firebase, b"token:1");
+        one.payload = Box::from([0xFB, 0xFF, 0xFE, 0x01]);
+        one.expires_at_ms = 61_999;
+        assert_eq!(
+            text(&one, 1000),
+            r#"{"message":{"token":"token:1","data":{"enc_payload":"+//+AQ==","spns":"1"},"android":{"priority":"high","ttl":"60s"}}}"#
+        );
+        one.priority = Priority::Normal;
+        one.too_long = true;
+        assert_eq!(
+            text(&one, 1000),
+            r#"{"message":{"token":"token:1","data":{"enc_payload":"+//+AQ==","spns":"1"},"android":{"priority":"normal","ttl":"60s","collapse_key":"too-long"}}}"#
+        );
+    }
+
+    #[test]
+    fn a_ttl_stays_in_fcms_range() {
+        let mut one = push(1, Service::Firebase, b"t");
+        for (expires_at_ms, expected) in [(i64::MIN, "0s"), (999, "0s"), (i64::MAX, "2419200s"), (5000, "4s")] {
+            one.expires_at_ms = expires_at_ms;
+            assert!(
+                text(&one, 1000).contains(&format!("\"ttl\":\"{expected}\"")),
+                "{expires_at_ms}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_token_cannot_break_out_of_its_text() {
+        let token = "a\"},\"x\":\"\\\u{7}é";
+        let one = push(1, Service::Firebase, token.as_bytes());
+        let parsed: serde_json::Value = serde_json::from_str(&text(&one, 0)).unwrap();
+        assert_eq!(parsed["message"]["token"], token);
+        assert!(body(&push(1, Service::Firebase, &[0xFF]), 0).is_none());
+    }
+
+    #[test]
+    fn the_largest_wakeup_of_the_incumbent_fits() {
+        let mut one = push(1, Service::Firebase, b"t");
+        one.payload = vec![0; 2816 + 40].into();
+        assert_eq!(data_length(&one), 3824);
+    }
+}

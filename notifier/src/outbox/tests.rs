@@ -1,0 +1,330 @@
+use super::*;
+use notifier_core::account::DeviceToken;
+use notifier_core::outbox::Target;
+use notifier_core::seal::{Class, Priority};
+use std::collections::HashSet;
+use tempfile::TempDir;
+
+#[tokio::test]
+async fn an_accepted_wakeup_is_sent_and_gone_when_the_provider_has_it() {
+    let mut outbox = start(TempDir::new().unwrap()).await;
+    outbox
+        .handle()
+        .accept(vec![wakeup(1, 600)], vec![[1; 16]])
+        .await
+        .unwrap();
+    let push = outbox.pushes.recv().await.unwrap();
+    assert_eq!(*push.sealed, wakeup(1, 600));
+    assert_eq!((push.attempt, push.fallback), (0, false));
+    outbox.answer(&push, Outcome::Delivered).await;
+    let folder = outbox.shut_down().await;
+    assert_eq!(stored(&folder).await, (0, vec![[1; 16]]));
+}
+
+#[tokio::test]
+async fn what_nobody_answered_is_sent_again_after_a_restart_under_the_same_name() {
+    let mut outbox = start(TempDir::new().unwrap()).await;
+    outbox
+        .handle()
+        .accept(vec![wakeup(1, 600), wakeup(2, 600)], vec![])
+        .await
+        .unwrap();
+    let (first, second) = (outbox.pushes.recv().await.unwrap(), outbox.pushes.recv().await.unwrap());
+    outbox.answer(&first, Outcome::Delivered).await;
+    let folder = outbox.shut_down_now().await;
+
+    let mut outbox = start(folder).await;
+    let again = outbox.pushes.recv().await.unwrap();
+    assert_eq!(
+        (again.id, again.push_id, &again.sealed),
+        (second.id, second.push_id, &second.sealed)
+    );
+    // A number is never used twice.
+    outbox.handle().accept(vec![wakeup(3, 600)], vec![]).await.unwrap();
+    assert_eq!(outbox.pushes.recv().await.unwrap().id, EntryId(second.id.0 + 1));
+}
+
+#[tokio::test]
+async fn a_wakeup_that_was_too_large_goes_in_its_short_form_also_after_a_restart() {
+    let mut outbox = start(TempDir::new().unwrap()).await;
+    outbox.handle().accept(vec![wakeup(1, 2_800)], vec![]).await.unwrap();
+    let push = outbox.pushes.recv().await.unwrap();
+    outbox.answer(&push, Outcome::TryFallback).await;
+    let short = outbox.pushes.recv().await.unwrap();
+    assert_eq!((short.id, short.attempt, short.body()), (push.id, 1, &[9; 552][..]));
+    let folder = outbox.shut_down_now().await;
+
+    let mut outbox = start(folder).await;
+    let short = outbox.pushes.recv().await.unwrap();
+    assert_eq!((short.id, short.attempt, short.body()), (push.id, 1, &[9; 552][..]));
+}
+
+#[tokio::test]
+async fn a_dead_token_is_reported() {
+    let mut outbox = start(TempDir::new().unwrap()).await;
+    outbox.handle().accept(vec![wakeup(1, 600)], vec![]).await.unwrap();
+    let push = outbox.pushes.recv().await.unwrap();
+    outbox
+        .answer(
+            &push,
+            Outcome::Gone {
+                provider_time_ms: Some(5),
+                certain: true,
+            },
+        )
+        .await;
+    let target = Target {
+        service: Service::Firebase,
+        token: push.sealed.token.clone(),
+    };
+    assert_eq!(
+        outbox.effects.recv().await,
+        Some(Effect::TokenGone {
+            target,
+            provider_time_ms: Some(5)
+        })
+    );
+    assert_eq!(stored(&outbox.shut_down().await).await.0, 0);
+}
+
+#[tokio::test]
+async fn no_dead_token_is_lost_while_nobody_takes_them() {
+    let mut outbox = start(TempDir::new().unwrap()).await;
+    let count = 2 * EFFECTS as u64;
+    let many = (0..count).map(|n| wakeup(n, 60)).collect();
+    outbox.handle().accept(many, vec![]).await.unwrap();
+    let answering = async {
+        for _ in 0..count {
+            let push = outbox.pushes.recv().await.unwrap();
+            let gone = Outcome::Gone {
+                provider_time_ms: None,
+                certain: true,
+            };
+            outbox.running.handle.outcomes.send((push.id, gone)).await.unwrap();
+        }
+    };
+    let hearing = async {
+        for _ in 0..count {
+            assert!(matches!(outbox.effects.recv().await, Some(Effect::TokenGone { .. })));
+        }
+    };
+    tokio::join!(answering, hearing);
+}
+
+#[tokio::test]
+async fn shutting_down_waits_for_what_is_under_way_and_takes_nothing_new() {
+    let mut outbox = start(TempDir::new().unwrap()).await;
+    let handle = outbox.handle();
+    handle.accept(vec![wakeup(1, 600)], vec![]).await.unwrap();
+    let push = outbox.pushes.recv().await.unwrap();
+    let answering = async {
+        // The task has heard of the stop when the queue is closed.
+        handle.accepts.closed().await;
+        assert_eq!(
+            handle.accept(vec![wakeup(2, 600)], vec![]).await,
+            Err(OutboxError::Closed)
+        );
+        handle.outcomes.send((push.id, Outcome::Delivered)).await.unwrap();
+    };
+    let far = Instant::now() + Duration::from_secs(600);
+    tokio::join!(outbox.running.shutdown(far), answering);
+    assert_eq!(stored(&outbox.folder).await.0, 0);
+}
+
+#[tokio::test]
+async fn on_a_full_disk_wakeups_are_refused_and_those_before_stay() {
+    let folder = TempDir::new().unwrap();
+    let mut file = OutboxFile::open(&settings(&folder)).await.unwrap();
+    file.writer.limit_pages(60).await;
+    let mut outbox = start_file(file, folder).await;
+    let handle = outbox.handle();
+    let mut accepted = 0;
+    let refused = loop {
+        match handle.accept(vec![wakeup(accepted, 3_000)], vec![mark(accepted)]).await {
+            Ok(()) => accepted += 1,
+            Err(refused) => break refused,
+        }
+    };
+    assert_eq!(refused, OutboxError::DiskFull);
+    assert!(refused.is_retryable());
+    // Only the accepted are sent; their end makes room.
+    for _ in 0..accepted {
+        let push = outbox.pushes.recv().await.unwrap();
+        outbox.answer(&push, Outcome::Delivered).await;
+    }
+    while let Err(refused) = handle.accept(vec![wakeup(accepted, 3_000)], vec![mark(accepted)]).await {
+        assert_eq!(refused, OutboxError::DiskFull);
+    }
+    let push = outbox.pushes.recv().await.unwrap();
+    assert_eq!(*push.sealed, wakeup(accepted, 3_000));
+    let (entries, marks) = stored(&outbox.shut_down_now().await).await;
+    assert_eq!((entries, marks.len()), (1, accepted as usize + 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_at_once_each_is_sent_once() {
+    let outbox = start(TempDir::new().unwrap()).await;
+    let Started {
+        running,
+        mut pushes,
+        folder,
+        ..
+    } = outbox;
+    let outcomes = running.handle.outcomes.clone();
+    let lane = tokio::spawn(async move {
+        let mut tokens = HashSet::new();
+        while tokens.len() < 5_000 {
+            let push = pushes.recv().await.unwrap();
+            assert!(tokens.insert(push.sealed.token.clone()));
+            outcomes.send((push.id, Outcome::Delivered)).await.unwrap();
+        }
+    });
+    let accepts = (0..5_000).map(|n| running.handle.accept(vec![wakeup(n, 600)], vec![mark(n)]));
+    for answer in futures_util::future::join_all(accepts).await {
+        answer.unwrap();
+    }
+    lane.await.unwrap();
+    running.shutdown(Instant::now() + Duration::from_secs(600)).await;
+    let (entries, marks) = stored(&folder).await;
+    assert_eq!((entries, marks.len()), (0, 5_000));
+}
+
+#[tokio::test]
+async fn bodies_beyond_the_memory_are_sent_from_the_disk() {
+    let folder = TempDir::new().unwrap();
+    let small = OutboxSettings {
+        memory: 20_000,
+        ..settings(&folder)
+    };
+    let mut outbox = start_file(OutboxFile::open(&small).await.unwrap(), folder).await;
+    outbox
+        .handle()
+        .accept((0..100).map(|n| wakeup(n, 2_800)).collect(), vec![])
+        .await
+        .unwrap();
+    let mut sent = HashSet::new();
+    for _ in 0..100 {
+        let push = outbox.pushes.recv().await.unwrap();
+        assert_eq!(push.body().len(), 2_800);
+        sent.insert(push.id);
+        outbox.answer(&push, Outcome::Delivered).await;
+    }
+    assert_eq!(sent.len(), 100);
+    assert_eq!(stored(&outbox.shut_down().await).await.0, 0);
+}
+
+#[tokio::test]
+async fn a_message_without_wakeups_leaves_its_mark() {
+    let outbox = start(TempDir::new().unwrap()).await;
+    outbox.handle().accept(vec![], vec![mark(1)]).await.unwrap();
+    assert_eq!(stored(&outbox.shut_down().await).await, (0, vec![mark(1)]));
+}
+
+#[tokio::test]
+async fn a_second_notifier_on_the_same_file_is_refused() {
+    let outbox = start(TempDir::new().unwrap()).await;
+    assert_eq!(
+        OutboxFile::open(&settings(&outbox.folder)).await.err(),
+        Some(OutboxError::InUse)
+    );
+}
+
+#[test]
+fn settings_have_defaults_and_refuse_unknown_keys() {
+    let read = serde_json::from_str::<OutboxSettings>;
+    let settings = read(r#"{"max_entries": 5}"#).unwrap();
+    assert_eq!(
+        (settings.path, settings.max_entries, settings.memory),
+        ("data/outbox.db".into(), 5, 67_108_864)
+    );
+    assert!(read(r#"{"max_entrys": 5}"#).is_err());
+}
+
+struct Started {
+    running: Running,
+    pushes: mpsc::Receiver<Push>,
+    effects: mpsc::Receiver<Effect>,
+    folder: TempDir,
+}
+
+impl Started {
+    fn handle(&self) -> OutboxHandle {
+        self.running.handle.clone()
+    }
+
+    async fn answer(&self, push: &Push, outcome: Outcome) {
+        self.running.handle.outcomes.send((push.id, outcome)).await.unwrap();
+    }
+
+    /// Everything that was sent has been answered.
+    async fn shut_down(self) -> TempDir {
+        self.running.shutdown(Instant::now() + Duration::from_secs(600)).await;
+        self.folder
+    }
+
+    /// Something that was sent has no answer.
+    async fn shut_down_now(self) -> TempDir {
+        // Outcomes sent before are read before the task hears of the stop only if it runs in between.
+        while self.running.handle.outcomes.capacity() < OUTCOMES {
+            tokio::task::yield_now().await;
+        }
+        self.running.shutdown(Instant::now()).await;
+        self.folder
+    }
+}
+
+async fn start(folder: TempDir) -> Started {
+    let file = OutboxFile::open(&settings(&folder)).await.unwrap();
+    start_file(file, folder).await
+}
+
+async fn start_file(file: OutboxFile, folder: TempDir) -> Started {
+    let (pushes, lane) = mpsc::channel(500);
+    let (effects_out, effects) = mpsc::channel(1);
+    let lanes = vec![Lane {
+        service: Service::Firebase,
+        concurrency: 500,
+        pushes,
+    }];
+    let running = file
+        .start(lanes, effects_out, Duration::from_secs(3_600))
+        .await
+        .unwrap();
+    Started {
+        running,
+        pushes: lane,
+        effects,
+        folder,
+    }
+}
+
+fn settings(folder: &TempDir) -> OutboxSettings {
+    OutboxSettings {
+        path: folder.path().join("outbox.db"),
+        ..OutboxSettings::default()
+    }
+}
+
+/// How many wakeups the file holds, and its marks.
+async fn stored(folder: &TempDir) -> (usize, Vec<Mark>) {
+    let file = OutboxFile::open(&settings(folder)).await.unwrap();
+    let mut marks = Vec::new();
+    file.load_marks(0, |seen| marks.push(seen.mark)).await.unwrap();
+    (file.reader.load_meta(EntryId(0)).await.unwrap().len(), marks)
+}
+
+fn mark(n: u64) -> Mark {
+    u128::from(n).to_le_bytes()
+}
+
+fn wakeup(n: u64, size: usize) -> Sealed {
+    Sealed {
+        service: Service::Firebase,
+        token: DeviceToken::new(format!("token-{n}").into_bytes()),
+        body: vec![n as u8; size].into(),
+        fallback: (size > 600).then(|| vec![9; 552].into()),
+        class: Class::Visible,
+        priority: Priority::High,
+        expires_at_ms: i64::MAX,
+    }
+}

@@ -1,0 +1,225 @@
+//! The real notifier, as a child process.
+//!
+//! In: a binary and a settings file. Out: a process that is ready, ends on SIGTERM, dies on demand, and tells its metrics.
+//! Never: anything that an operator could not do.
+
+use crate::http::{HttpClient, HttpError};
+use crate::system;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+use tokio::process::{Child, Command};
+
+/// Between two looks at `/health/ready`; the notifier offers no event before it listens.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
+
+#[derive(Debug, thiserror::Error)]
+pub enum NotifierError {
+    #[error("no quietline-notifier beside this program; build it, or give its path")]
+    NoBinary,
+    #[error("the notifier could not be started: {0}")]
+    Start(std::io::Error),
+    #[error("the notifier ended instead of getting ready ({status}); the end of its log:\n{log}")]
+    Ended { status: ExitStatus, log: String },
+    #[error("the notifier was not ready in time; the end of its log:\n{log}")]
+    NotReady { log: String },
+    #[error("the notifier did not end in time after SIGTERM")]
+    DidNotEnd,
+    #[error("the notifier's metrics: {0}")]
+    Metrics(#[from] HttpError),
+    #[error("file: {0}")]
+    File(#[from] std::io::Error),
+}
+
+pub struct Notifier {
+    binary: PathBuf,
+    settings_file: PathBuf,
+    log_file: PathBuf,
+    ops: HttpClient,
+    child: Option<Child>,
+}
+
+/// One reading of `/metrics`.
+pub struct Metrics(String);
+
+impl Notifier {
+    /// The binary given, or the one built beside this program.
+    pub fn find_binary(given: Option<&Path>) -> Result<PathBuf, NotifierError> {
+        if let Some(path) = given {
+            return if path.is_file() {
+                Ok(path.to_owned())
+            } else {
+                Err(NotifierError::NoBinary)
+            };
+        }
+        let this = std::env::current_exe()?;
+        // Tests run from target/*/deps, programs from target/*.
+        this.ancestors()
+            .skip(1)
+            .take(2)
+            .map(|folder| folder.join("quietline-notifier"))
+            .find(|path| path.is_file())
+            .ok_or(NotifierError::NoBinary)
+    }
+
+    /// Starts `BINARY run --settings FILE`; its output is appended to `log_file`.
+    pub fn spawn(binary: &Path, settings_file: &Path, log_file: &Path, ops: SocketAddr) -> Result<Self, NotifierError> {
+        let mut notifier = Self {
+            binary: binary.to_owned(),
+            settings_file: settings_file.to_owned(),
+            log_file: log_file.to_owned(),
+            ops: HttpClient::new(ops),
+            child: None,
+        };
+        notifier.start()?;
+        Ok(notifier)
+    }
+
+    fn start(&mut self) -> Result<(), NotifierError> {
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.log_file)?;
+        let child = Command::new(&self.binary)
+            .arg("run")
+            .arg("--settings")
+            .arg(&self.settings_file)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // Ctrl-C in a terminal goes to the whole group; the lab ends its notifier itself.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(NotifierError::Start)?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    pub fn process_id(&self) -> Option<u32> {
+        self.child.as_ref()?.id()
+    }
+
+    /// Returns when `/health/ready` says 200.
+    pub async fn wait_ready(&mut self, patience: Duration) -> Result<(), NotifierError> {
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            if self
+                .ops
+                .get("/health/ready")
+                .await
+                .is_ok_and(|answer| answer.status == 200)
+            {
+                return Ok(());
+            }
+            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
+                self.child = None;
+                return Err(NotifierError::Ended {
+                    status,
+                    log: self.log_end(),
+                });
+            }
+            if tokio::time::Instant::now() >= deadline {
+                return Err(NotifierError::NotReady { log: self.log_end() });
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// SIGTERM, and the status it ends with. `None` if it was not running.
+    pub async fn stop(&mut self, patience: Duration) -> Result<Option<ExitStatus>, NotifierError> {
+        let Some(child) = self.child.as_mut() else {
+            return Ok(None);
+        };
+        if let Some(process) = child.id() {
+            system::ask_to_end(process);
+        }
+        let status = tokio::time::timeout(patience, child.wait())
+            .await
+            .map_err(|_| NotifierError::DidNotEnd)??;
+        self.child = None;
+        Ok(Some(status))
+    }
+
+    /// SIGKILL: what a power cut leaves.
+    pub async fn kill(&mut self) -> Result<(), NotifierError> {
+        if let Some(mut child) = self.child.take() {
+            child.kill().await?;
+        }
+        Ok(())
+    }
+
+    /// Starts again with the same settings and files; kills it first if it runs.
+    pub async fn restart(&mut self, patience: Duration) -> Result<(), NotifierError> {
+        self.kill().await?;
+        self.start()?;
+        self.wait_ready(patience).await
+    }
+
+    pub async fn metrics(&self) -> Result<Metrics, NotifierError> {
+        let answer = self.ops.get("/metrics").await?;
+        Ok(Metrics(String::from_utf8_lossy(&answer.body).into_owned()))
+    }
+
+    /// Memory in use now, bytes (`VmRSS`).
+    pub fn resident_bytes(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process_id()?)).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+    }
+
+    pub fn log_file(&self) -> &Path {
+        &self.log_file
+    }
+
+    /// The last twenty lines.
+    fn log_end(&self) -> String {
+        let log = std::fs::read(&self.log_file).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<_> = log.lines().collect();
+        lines
+            .iter()
+            .skip(lines.len().saturating_sub(20))
+            .copied()
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+}
+
+impl Metrics {
+    /// The sum over all label values; `None` if there is no such metric.
+    pub fn sum(&self, name: &str) -> Option<f64> {
+        self.sum_where(name, "")
+    }
+
+    /// As `sum`, of the lines that contain `label`, such as `service="apns"`.
+    pub fn sum_where(&self, name: &str, label: &str) -> Option<f64> {
+        let values: Vec<f64> = self
+            .0
+            .lines()
+            .filter_map(|line| line.strip_prefix(name))
+            .filter(|rest| rest.starts_with(['{', ' ']) && rest.contains(label))
+            .filter_map(|rest| rest.rsplit_once(' ')?.1.parse().ok())
+            .collect();
+        (!values.is_empty()).then(|| values.iter().sum())
+    }
+
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_summed_over_their_labels() {
+        let metrics = Metrics("# TYPE a counter\na{b=\"c\"} 2\na{b=\"d\"} 3\nab 7\n".into());
+        assert_eq!(metrics.sum("a"), Some(5.0));
+        assert_eq!(metrics.sum_where("a", "b=\"d\""), Some(3.0));
+        assert_eq!(metrics.sum("ab"), Some(7.0));
+        assert_eq!(metrics.sum("missing"), None);
+    }
+}
