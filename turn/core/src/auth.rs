@@ -124,13 +124,6 @@ impl fmt::Debug for UserId {
     }
 }
 
-#[cfg(test)]
-impl UserId {
-    pub(crate) fn for_tests(name: &[u8]) -> Self {
-        Self(keyed_hash_16(&Secret::new([0; 32]), &[name]))
-    }
-}
-
 /// RFC 8489 §18.5.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PasswordAlgorithm {
@@ -617,6 +610,13 @@ impl Nonces {
             .encode_slice(hash, text)
             .expect("16 bytes are 22 characters of base64");
         nonce
+    }
+}
+
+#[cfg(test)]
+impl UserId {
+    pub(crate) fn for_tests(name: &[u8]) -> Self {
+        Self(keyed_hash_16(&Secret::new([0; 32]), &[name]))
     }
 }
 
