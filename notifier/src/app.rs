@@ -22,8 +22,10 @@ use notifier_core::watch::Coverage;
 use quietline_shared::service::lifecycle::{self, Latch, Readiness, Signals};
 use quietline_shared::service::telemetry::{self, TelemetryError};
 use relay::{Command, Ends, Relay, RelaySettings};
+use std::future::Future;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -57,6 +59,8 @@ pub enum StartError {
     Outbox(#[from] OutboxError),
     #[error("{0} could not be set up again")]
     Provider(#[from] dispatch::SettingsFault),
+    #[error("the task {0} ended before its time")]
+    TaskEnded(&'static str),
 }
 
 /// Runs until SIGTERM or SIGINT, then drains.
@@ -115,6 +119,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     }
     let (effects, told_effects) = mpsc::channel(EFFECTS);
     let outbox = file.start(lanes, effects, window).await?;
+    let (guard, mut ended) = Guard::new();
     let mut lane_tasks = Vec::new();
     for (service, concurrency, jobs) in starts {
         let outcomes = outbox.handle.outcomes.clone();
@@ -125,12 +130,12 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
                     _ => settings.dispatch.apns_sandbox.as_ref(),
                 };
                 let provider = Apns::new(service, section.expect("the service is on offer"), timeout)?;
-                start_lane(provider, jobs, outcomes, concurrency, timeout)
+                guard.spawn(service.name(), lane(provider, jobs, outcomes, concurrency, timeout))
             }
             Service::Firebase => {
                 let section = settings.dispatch.firebase.as_ref();
                 let provider = Fcm::new(section.expect("the service is on offer"), timeout)?;
-                start_lane(provider, jobs, outcomes, concurrency, timeout)
+                guard.spawn(service.name(), lane(provider, jobs, outcomes, concurrency, timeout))
             }
         });
     }
@@ -159,6 +164,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         },
         incoming,
     });
+    let devices = Arc::new(AtomicUsize::new(0));
     let relay = Relay::new(
         RelaySettings {
             node_rate: settings.event.node_rate,
@@ -166,6 +172,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
             confirm: settings.event.confirm(),
             dedupe: settings.fanout,
             seal: settings.seal,
+            devices: Arc::clone(&devices),
         },
         mark_key,
         seen,
@@ -178,15 +185,17 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         outbox: outbox.handle.clone(),
         told,
     };
-    let relay_task = tokio::spawn(relay.run(ends));
+    let relay_task = guard.spawn("relay", relay.run(ends));
 
     let desk = Arc::new(Desk::new(
         Arc::clone(&store),
         commands.clone(),
         watcher.commands.clone(),
+        devices,
+        settings.max_devices,
     ));
     let housekeeping = tokio::spawn(Arc::clone(&desk).keep_house(told_inbox, EXPIRED_ROWS_EVERY));
-    let effects_task = tokio::spawn(hear_effects(told_effects, dead));
+    let effects_task = guard.spawn("effects", hear_effects(told_effects, dead));
 
     let http_task = tokio::spawn(http::serve(
         http_listener,
@@ -203,25 +212,28 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let load = tokio::spawn(load(Arc::clone(&store), commands, watcher.stream.clone()));
     let mut ready = tokio::spawn(become_ready(load, store_ready, watch_ready, watcher.coverage.clone()));
 
-    // Without its subscriptions a notifier that seems to run wakes nobody, so it ends.
+    // Without its subscriptions, or one of its tasks, a notifier that seems to run wakes nobody, so it ends.
     let end = tokio::select! {
         () = signals.stop() => Ok(()),
         end = &mut ready => match end {
             Ok(Err(fault)) => Err(StartError::Store(fault)),
-            _ => Ok(()),
+            _ => Err(StartError::TaskEnded("watcher")),
         },
+        task = ended.recv() => Err(StartError::TaskEnded(task.unwrap_or("all"))),
     };
     tracing::info!("stopping: what is under way may finish, the rest is in the outbox file");
     lifecycle::tell_stopping();
     stopper.stop();
     let drain = settings.lifecycle.drain;
+    let deadline = tokio::time::Instant::now() + drain;
     let work = async {
-        log_end("http", http_task.await);
+        // A request that trickles in may not take the time of wakeups under way.
+        let _ = tokio::time::timeout(drain / 4, http_task).await;
         ready.abort();
         // Links close; what they gave goes through the relay into the outbox.
         drop(watcher);
         log_end("relay", relay_task.await);
-        outbox.shutdown(tokio::time::Instant::now() + drain).await;
+        outbox.shutdown(deadline).await;
         for task in lane_tasks {
             log_end("lane", task.await);
         }
@@ -235,22 +247,40 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     end
 }
 
-fn start_lane<P: Provider + 'static>(
+/// A lane ends when the outbox drops its end: until then each push that it took gets its outcome.
+async fn lane<P: Provider>(
     provider: P,
     jobs: mpsc::Receiver<Push>,
     outcomes: mpsc::Sender<(EntryId, Outcome)>,
     concurrency: usize,
     timeout: Duration,
-) -> JoinHandle<()> {
-    // A lane ends when the outbox drops its end: until then each push that it took gets its outcome.
-    tokio::spawn(dispatch::run_lane(
-        Arc::new(provider),
-        jobs,
-        outcomes,
-        concurrency,
-        timeout,
-        std::future::pending(),
-    ))
+) {
+    let forever = std::future::pending();
+    dispatch::run_lane(Arc::new(provider), jobs, outcomes, concurrency, timeout, forever).await;
+}
+
+/// Tells when a task ends, by a panic too, that should run as long as the process.
+struct Guard(mpsc::UnboundedSender<&'static str>);
+
+impl Guard {
+    fn new() -> (Self, mpsc::UnboundedReceiver<&'static str>) {
+        let (sender, ended) = mpsc::unbounded_channel();
+        (Self(sender), ended)
+    }
+
+    fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        struct Tell(&'static str, mpsc::UnboundedSender<&'static str>);
+        impl Drop for Tell {
+            fn drop(&mut self) {
+                let _ = self.1.send(self.0);
+            }
+        }
+        let tell = Tell(name, self.0.clone());
+        tokio::spawn(async move {
+            let _tell = tell;
+            task.await;
+        })
+    }
 }
 
 async fn listen(place: &'static str, address: std::net::SocketAddr) -> Result<TcpListener, StartError> {
@@ -333,8 +363,12 @@ async fn become_ready(
                 lifecycle::tell_ready();
             }
         }
-        if coverage.changed().await.is_err() {
-            return Ok(());
+        tokio::select! {
+            changed = coverage.changed() => if changed.is_err() {
+                return Ok(());
+            },
+            // Nothing may change for long where nodes are down.
+            () = tokio::time::sleep_until(patience.into()), if !told && Instant::now() < patience => {}
         }
     }
 }

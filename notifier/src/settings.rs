@@ -31,6 +31,7 @@ pub struct Settings {
     pub link_key: Secret<[u8; 32]>,
     pub event: EventSettings,
     pub fanout: DedupeSettings,
+    pub max_devices: usize,
     pub seal: SealSettings,
     pub outbox: OutboxSettings,
     pub dispatch: DispatchSettings,
@@ -83,6 +84,7 @@ struct FanoutSettings {
     #[serde(with = "humantime_serde")]
     dedupe_window: Duration,
     dedupe_max: usize,
+    max_devices: usize,
 }
 
 impl Default for FanoutSettings {
@@ -91,6 +93,7 @@ impl Default for FanoutSettings {
         Self {
             dedupe_window: dedupe.window,
             dedupe_max: dedupe.max,
+            max_devices: 12_000_000,
         }
     }
 }
@@ -179,6 +182,7 @@ pub fn read(path: &Path) -> Result<(Settings, Warnings), Faults> {
             seeds,
             link_key: link_key?,
             event: event?,
+            max_devices: fanout.max_devices,
             fanout: DedupeSettings {
                 window: fanout.dedupe_window,
                 max: fanout.dedupe_max,

@@ -23,6 +23,7 @@ use quietline_shared::redact::Secret;
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -47,6 +48,8 @@ pub struct RelaySettings {
     pub confirm: ConfirmSettings,
     pub dedupe: DedupeSettings,
     pub seal: SealSettings,
+    /// Where the number of devices is shown to who lets further ones in.
+    pub devices: Arc<AtomicUsize>,
 }
 
 /// What others may ask of the relay.
@@ -150,6 +153,7 @@ impl Relay {
         while incoming_open || !commits.is_empty() {
             tokio::select! {
                 biased;
+                _ = tick.tick() => self.sweep(&ends.told),
                 Some((count, marks, result)) = commits.next() => {
                     let _: usize = count;
                     under_way -= count;
@@ -177,7 +181,6 @@ impl Relay {
                         (count, marks, result)
                     });
                 }
-                _ = tick.tick() => self.sweep(&ends.told),
             }
         }
     }
@@ -230,6 +233,11 @@ impl Relay {
         wakeups: &mut Vec<Sealed>,
         marks: &mut Vec<Mark>,
     ) {
+        // What a message's time says is not proven by its hash, so an expired copy is not the message: another may be true.
+        if event.expiry_ms <= now_ms {
+            metrics::counter!("fanout_expired_total").increment(1);
+            return;
+        }
         if !self.dedupe.begin(mark, now_ms) {
             return;
         }
@@ -250,9 +258,9 @@ impl Relay {
             }
         }
         if wakeups.len() == before {
-            // Nobody is to be woken, so nothing can be lost: seen at once, and not worth a row.
+            // Nobody was woken by this copy. Namespace and times are its node's word, so another node's may be worth a wakeup.
             metrics::counter!("fanout_unwanted_total").increment(1);
-            self.dedupe.commit(&mark, now_ms);
+            self.dedupe.abort(&mark);
         } else {
             metrics::counter!("fanout_messages_total").increment(1);
             marks.push(mark);
@@ -287,8 +295,9 @@ impl Relay {
                 let mut standing = Vec::with_capacity(subscriptions.len());
                 for (subscription, record) in subscriptions {
                     // A row may have been read before it was removed.
-                    if !removed.contains(&subscription.device) {
-                        self.index.upsert(&subscription);
+                    if !removed.contains(&subscription.device)
+                        && self.index.upsert(&subscription) != Upserted::KeptNewer
+                    {
                         standing.push((subscription.device.account, record));
                     }
                 }
@@ -322,7 +331,7 @@ impl Relay {
         }
         // What the channel has no room for is found again in the next round.
         let room = told.capacity();
-        if room >= SWEEP {
+        if room >= 2 * SWEEP {
             for (account, removed) in self.index.expire(now_ms / 1000, SWEEP) {
                 if removed == Removed::LastDevice {
                     drop(told.try_send(Told::AccountGone(account)));
@@ -335,6 +344,7 @@ impl Relay {
                 }));
             }
         }
+        self.settings.devices.store(self.index.len(), Ordering::Relaxed);
         metrics::gauge!("fanout_accounts").set(self.index.account_count() as f64);
         metrics::gauge!("fanout_devices").set(self.index.len() as f64);
         metrics::gauge!("fanout_marks").set(self.dedupe.len() as f64);
@@ -450,7 +460,7 @@ fn unix_ms() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use notifier_core::account::{Namespace, NamespaceSet, Service};
+    use notifier_core::account::{MessageHash, Namespace, NamespaceSet, Service};
 
     const ACCOUNT: AccountId = AccountId::new([5; 33]);
 
@@ -461,6 +471,7 @@ mod tests {
             confirm: ConfirmSettings::default(),
             dedupe: DedupeSettings::default(),
             seal: SealSettings::default(),
+            devices: Arc::default(),
         };
         Relay::new(
             settings,
@@ -523,6 +534,41 @@ mod tests {
         });
         assert_eq!(load(&mut relay), 1);
         assert!(relay.index.contains(&ACCOUNT));
+    }
+
+    fn event(namespace: i16, expiry_ms: i64, hash: u8) -> MessageEvent {
+        MessageEvent {
+            account: ACCOUNT,
+            hash: MessageHash::from_slice(&[hash; 43]).unwrap(),
+            namespace: Namespace(namespace),
+            timestamp_ms: unix_ms(),
+            expiry_ms,
+            body: None,
+        }
+    }
+
+    #[test]
+    fn a_copy_that_wakes_nobody_does_not_silence_a_true_one() {
+        let mut relay = relay();
+        load(&mut relay);
+        let (now_ms, hour) = (unix_ms(), 3_600_000);
+        let lies = [
+            event(7, now_ms + hour, b'a'),
+            event(0, now_ms - 1, b'a'),
+            event(0, now_ms + 20_000, b'a'),
+        ];
+        let (mut wakeups, mut marks) = (Vec::new(), Vec::new());
+        for lie in lies {
+            let mark = Mark::new(&relay.mark_key, &lie);
+            relay.wake(&lie, mark, now_ms, &mut wakeups, &mut marks);
+            assert!(wakeups.is_empty() && marks.is_empty());
+        }
+        let truth = event(0, now_ms + hour, b'a');
+        let mark = Mark::new(&relay.mark_key, &truth);
+        for _ in 0..2 {
+            relay.wake(&truth, mark, now_ms, &mut wakeups, &mut marks);
+        }
+        assert_eq!((wakeups.len(), marks.len()), (1, 1));
     }
 
     #[test]
