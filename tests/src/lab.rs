@@ -176,7 +176,8 @@ impl Lab {
         Ok(lab)
     }
 
-    fn write_settings(&self) -> Result<(), LabError> {
+    /// Again, if `settings.overrides` changed since.
+    pub fn write_settings(&self) -> Result<(), LabError> {
         let mut seeds = Vec::new();
         for (number, seed) in self.seeds.iter().enumerate() {
             let file = format!("keys/seed{}.pem", number + 1);
