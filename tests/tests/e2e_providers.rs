@@ -128,7 +128,7 @@ async fn one_bad_token_among_good_ones_is_deleted_and_harms_none_of_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn too_many_requests_hold_up_one_apple_token_or_all_of_google_for_as_long_as_asked() {
+async fn a_busy_apple_token_waits_at_least_as_long_as_asked_and_no_other_waits() {
     let (_folder, lab) = lab(|settings| settings).await;
     let (slowed, free) = (
         enrolled(&lab, PushService::Apns).await,
@@ -145,7 +145,13 @@ async fn too_many_requests_hold_up_one_apple_token_or_all_of_google_for_as_long_
     let delivery = receive_sent(&lab, &slowed, &sent, b"later").await;
     assert!(delivery.at - refused.at >= wait);
     assert_eq!(delivery.id, refused.id);
+}
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quota_of_google_holds_up_its_lane_at_least_as_long_as_asked_and_no_other_lane() {
+    let (_folder, lab) = lab(|settings| settings).await;
+    let free = enrolled(&lab, PushService::Apns).await;
+    let wait = Duration::from_secs(5);
     let (first, second) = (
         enrolled(&lab, PushService::Firebase).await,
         enrolled(&lab, PushService::Firebase).await,
