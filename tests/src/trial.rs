@@ -34,6 +34,17 @@ pub async fn enrolled(lab: &Lab, service: PushService) -> Phone {
     phone
 }
 
+/// As [`enroll`], for a device whose account is watched already: waits until three nodes were told what the device wants.
+///
+/// # Panics
+/// If they are not.
+pub async fn enroll_beside(lab: &Lab, phone: &Phone) {
+    let before = lab.fleet.counts().records;
+    enroll(lab, phone).await;
+    let told = lab.fleet.wait_counts(PATIENCE, |counts| counts.records >= before + 3);
+    assert!(told.await.is_some(), "three nodes are told");
+}
+
 /// The three nodes, or more, that watch the phone's account, once there are three.
 ///
 /// # Panics
