@@ -26,7 +26,7 @@ bench: setup
 
 soak: setup
 	cargo build --release --bin quietline-notifier --bin quietline-lab
-	cargo test --release -p quietline-lab --test kills -- --nocapture
+	KILLS=100 cargo test --release -p quietline-lab --test kills -- --nocapture
 
 FUZZ_SECONDS ?= 60
 # The fuzzer's instrumentation is not stable yet: RUSTC_BOOTSTRAP lets the stable compiler make it, for this command only.

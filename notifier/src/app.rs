@@ -71,6 +71,8 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let mut signals = Signals::install().map_err(StartError::Signals)?;
     let readiness = Readiness::new();
     let (store_ready, watch_ready) = (readiness.latch("store"), readiness.latch("watch"));
+    let not_stopping = readiness.latch("the end");
+    not_stopping.set();
     let (stopper, stop) = lifecycle::stop();
 
     let ops = listen("[ops] listen", settings.ops.listen).await?;
@@ -78,7 +80,8 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         ops,
         metrics,
         readiness.clone(),
-        stop.clone().stopped(),
+        // Whoever asks during the drain hears "not ready", and sees it in the metrics.
+        std::future::pending(),
     ));
     // The place is taken before anything is started, so that a second notifier ends here.
     let http_listener = listen("[http] listen", settings.http.listen).await?;
@@ -223,6 +226,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     };
     tracing::info!("stopping: what is under way may finish, the rest is in the outbox file");
     lifecycle::tell_stopping();
+    not_stopping.clear();
     stopper.stop();
     let drain = settings.lifecycle.drain;
     let deadline = tokio::time::Instant::now() + drain;

@@ -204,6 +204,8 @@ pub struct Delivery {
     pub at: Instant,
     /// Whether the answer was a success.
     pub accepted: bool,
+    /// When a success was answered; the notifier hears of it a moment later.
+    pub answered: Arc<OnceLock<Instant>>,
 }
 
 /// Called for each push, before it is answered.
