@@ -328,7 +328,7 @@ fn prepare_folder(folder: &Path) -> Result<(), LabError> {
         mark,
         "made by quietline-lab; keys and data in here are thrown away at its next start\n",
     )?;
-    for name in ["keys", "data"] {
+    for name in ["keys", "data", "tmp"] {
         match std::fs::remove_dir_all(folder.join(name)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
