@@ -5,7 +5,7 @@
 use crate::http::{HttpClient, HttpError};
 use crate::keys::{KeyError, Keys};
 use crate::node::{Fleet, NodeError, NodeSettings, SwarmMessage};
-use crate::notifier::{Notifier, NotifierError};
+use crate::notifier::{Metrics, Notifier, NotifierError};
 use crate::onion::Cipher;
 use crate::oxend::{Oxend, OxendTransport};
 use crate::phone::{Phone, PhoneAnswer, PhoneMessage, PushService, unix_milliseconds};
@@ -176,7 +176,8 @@ impl Lab {
         Ok(lab)
     }
 
-    fn write_settings(&self) -> Result<(), LabError> {
+    /// Again, if `settings.overrides` changed since.
+    pub fn write_settings(&self) -> Result<(), LabError> {
         let mut seeds = Vec::new();
         for (number, seed) in self.seeds.iter().enumerate() {
             let file = format!("keys/seed{}.pem", number + 1);
@@ -225,6 +226,12 @@ impl Lab {
         self.notifier
             .as_mut()
             .expect("the test started the notifier before asking for it")
+    }
+
+    /// The notifier's figures now.
+    pub async fn metrics(&self) -> Result<Metrics, LabError> {
+        let answer = HttpClient::new(self.ops_address).get("/metrics").await?;
+        Ok(Metrics::from_text(String::from_utf8_lossy(&answer.body).into_owned()))
     }
 
     /// SIGTERM to the notifier; its status. The world stays.

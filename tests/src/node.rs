@@ -39,6 +39,8 @@ pub struct NodeSettings {
     pub subscription_lifetime: Duration,
     /// Of each libzmq context.
     pub io_threads: i32,
+    /// For load: requests are read, answered and counted, but not remembered, so nothing is ever pushed.
+    pub count_only: bool,
 }
 
 impl Default for NodeSettings {
@@ -50,6 +52,7 @@ impl Default for NodeSettings {
             send_queue: 1000,
             subscription_lifetime: Duration::from_secs(65 * 60),
             io_threads: 1,
+            count_only: false,
         }
     }
 }

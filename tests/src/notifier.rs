@@ -170,9 +170,17 @@ impl Notifier {
 
     /// Memory in use now, bytes (`VmRSS`).
     pub fn resident_bytes(&self) -> Option<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process_id()?)).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+        system::status_bytes(self.process_id()?, "VmRSS:")
+    }
+
+    /// The most memory that was in use so far, bytes (`VmHWM`).
+    pub fn most_resident_bytes(&self) -> Option<u64> {
+        system::status_bytes(self.process_id()?, "VmHWM:")
+    }
+
+    /// Processor time used so far, of all threads.
+    pub fn processor_time(&self) -> Option<Duration> {
+        system::processor_time(self.process_id()?)
     }
 
     pub fn log_file(&self) -> &Path {
@@ -194,6 +202,10 @@ impl Notifier {
 }
 
 impl Metrics {
+    pub fn from_text(text: String) -> Self {
+        Self(text)
+    }
+
     /// The sum over all label values; `None` if there is no such metric.
     pub fn sum(&self, name: &str) -> Option<f64> {
         self.sum_where(name, "")

@@ -3,6 +3,7 @@
 //! In: requests of the notifier; a script of answers from the lab. Out: `Delivery`s. Never: opens a payload; only phones can.
 
 pub mod apns;
+pub mod counting;
 pub mod fcm;
 mod jwt;
 

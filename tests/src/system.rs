@@ -35,3 +35,25 @@ pub fn ask_to_end(process: u32) {
         unsafe { libc::kill(process, libc::SIGTERM) };
     }
 }
+
+/// A size from `/proc/PROCESS/status`, such as `VmRSS:`.
+pub fn status_bytes(process: u32, name: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// What all threads of a process have used of the processors.
+pub fn processor_time(process: u32) -> Option<std::time::Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The name in brackets may contain anything; user and system time are the 12th and 13th word after it.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let ticks: u64 = rest
+        .split(' ')
+        .skip(11)
+        .take(2)
+        .filter_map(|word| word.parse::<u64>().ok())
+        .sum();
+    // Linux shows hundredths of a second to every program.
+    Some(std::time::Duration::from_millis(ticks * 10))
+}

@@ -32,6 +32,7 @@ const MAY_EXPOSE: &[&str] = &[
     "notifier/src/dispatch/fcm/oauth.rs",
     "notifier/src/http/limits.rs",
     "notifier/src/store.rs",
+    "turn/core/src/auth.rs",
 ];
 
 /// Modules of `notifier/src` that are tools or wiring, not stages.

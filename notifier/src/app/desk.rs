@@ -58,10 +58,7 @@ impl Desk {
         let _turn = self.turn(&device).await;
         let mut record = Vec::with_capacity(320);
         subscription.monitor_record(&mut record);
-        // The store keeps the row, the index what a wakeup needs: both take the whole.
-        let row = subscription.encode_row();
-        let copy = Subscription::decode_row(&row).map_err(|_| Unavailable)?;
-        let put = self.store.put(subscription).await.map_err(|fault| {
+        let put = self.store.put(&subscription).await.map_err(|fault| {
             metrics::counter!("store_failed_total", "reason" => fault.label()).increment(1);
             Unavailable
         })?;
@@ -72,7 +69,7 @@ impl Desk {
         let (done, upserted) = oneshot::channel();
         self.relay
             .send(Command::Put {
-                subscription: Box::new(copy),
+                subscription: Box::new(subscription),
                 done,
             })
             .await
@@ -212,7 +209,12 @@ impl RecordSource for Records {
         let devices = devices.await.map_err(|_| RecordsUnavailable)?;
         let subscriptions = self.store.load(devices).await.map_err(|_| RecordsUnavailable)?;
         let mut by_account: HashMap<AccountId, Vec<Subscription>> = HashMap::new();
-        for subscription in subscriptions {
+        let now = unix_ms() / 1000;
+        // A node refuses a signature that ran out; its row goes with the next round.
+        for subscription in subscriptions
+            .into_iter()
+            .filter(|subscription| subscription.expires_at() > now)
+        {
             by_account
                 .entry(subscription.device.account)
                 .or_default()

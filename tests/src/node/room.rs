@@ -308,6 +308,9 @@ impl Room {
                 refused += 1;
                 continue;
             };
+            if self.settings.count_only {
+                continue;
+            }
             let mut namespaces = self.namespace_set(&record.namespaces);
             let mut want_data = record.want_data;
             let key = (connection as u16, record.watched);
