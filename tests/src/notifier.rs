@@ -56,12 +56,15 @@ impl Notifier {
         find_program("quietline-notifier")?.ok_or(NotifierError::NoBinary)
     }
 
-    /// Starts `BINARY run --settings FILE`; its output is appended to `log_file`.
+    /// Starts `BINARY run --settings FILE`; its output is appended to `log_file`. What it wrote to a temporary file or to where it
+    /// stands would be found in the folder `tmp` beside the log.
     pub fn spawn(binary: &Path, settings_file: &Path, log_file: &Path, ops: SocketAddr) -> Result<Self, NotifierError> {
+        std::fs::create_dir_all(log_file.with_file_name("tmp"))?;
         let mut notifier = Self {
-            binary: binary.to_owned(),
-            settings_file: settings_file.to_owned(),
-            log_file: log_file.to_owned(),
+            // It stands elsewhere, so no path may be relative to where we stand.
+            binary: binary.canonicalize()?,
+            settings_file: settings_file.canonicalize()?,
+            log_file: std::path::absolute(log_file)?,
             ops: HttpClient::new(ops),
             child: None,
         };
@@ -74,7 +77,10 @@ impl Notifier {
             .create(true)
             .append(true)
             .open(&self.log_file)?;
+        let scratch = self.log_file.with_file_name("tmp");
         let child = Command::new(&self.binary)
+            .current_dir(&scratch)
+            .env("TMPDIR", &scratch)
             .arg("run")
             .arg("--settings")
             .arg(&self.settings_file)
