@@ -31,8 +31,9 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-/// Notifications that may wait for the relay; beyond that links stop reading.
-const INCOMING: usize = 16_384;
+/// Notifications that may wait for the relay; beyond that links stop reading. A node keeps only 1,000 for us, so a burst waits here;
+/// the watcher bounds its bytes as well.
+const INCOMING: usize = 65_536;
 /// Three thousand nodes, their databases and as many requests fit.
 const OPEN_FILES: u64 = 65_536;
 const COMMANDS: usize = 4_096;

@@ -24,7 +24,7 @@ use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
@@ -45,6 +45,8 @@ pub struct Incoming {
     pub second_link_up: bool,
     /// Not parsed.
     pub body: Bytes,
+    /// Its share of [`MOST_BYTES`], given back when the notification is dropped.
+    _room: OwnedSemaphorePermit,
 }
 
 /// Where the records of accounts are read when they are renewed.
@@ -151,17 +153,24 @@ pub fn spawn<S: RecordSource>(parts: Parts<S>) -> Watcher {
 /// Gives each notification its sender's name. One hop for all links, so that the app needs no map of them.
 async fn forward(mut inbox: mpsc::Receiver<Notify>, routes: Arc<Routes>, incoming: mpsc::Sender<Incoming>) {
     let mut batch = Vec::with_capacity(BATCH);
+    let room = Arc::new(Semaphore::new(MOST_BYTES as usize));
     while inbox.recv_many(&mut batch, BATCH).await > 0 {
         for Notify { link, body } in batch.drain(..) {
             let Some(sender) = routes.sender(link) else {
                 metrics::counter!("watch_notifications_unrouted_total").increment(1);
                 continue;
             };
+            let bytes = u32::try_from(body.len()).unwrap_or(MOST_BYTES).clamp(1, MOST_BYTES);
+            // Nobody closes it.
+            let Ok(room) = Arc::clone(&room).acquire_many_owned(bytes).await else {
+                return;
+            };
             let notification = Incoming {
                 node: sender.node,
                 swarm: sender.swarm,
                 second_link_up: sender.second_link_up,
                 body,
+                _room: room,
             };
             if incoming.send(notification).await.is_err() {
                 return;
@@ -452,6 +461,8 @@ fn count(value: usize) -> f64 {
 
 /// Events taken at once.
 const BATCH: usize = 256;
+/// Of notifications that wait for the app, bytes: some 100,000 of an ordinary size.
+const MOST_BYTES: u32 = 64 << 20;
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 const LOAD_TIMEOUT: Duration = Duration::from_secs(30);
 

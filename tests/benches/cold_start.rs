@@ -22,10 +22,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// With it goes what an older file does not have.
-const VERSION: u32 = 1;
+const VERSION: u32 = 3;
 /// Signatures count for 14 days.
 const OLDEST_FILE: Duration = Duration::from_secs(10 * 86_400);
-const LOOKUP_KEY: [u8; 32] = [0x51; 32];
+/// Not all the same, which the notifier takes for a placeholder.
+const LOOKUP_KEY: [u8; 32] = [
+    0x3f, 0x05, 0xae, 0x41, 0xac, 0x53, 0x3f, 0x7b, 0x4f, 0xde, 0x78, 0xab, 0x95, 0xb7, 0x37, 0xf5, 0xc4, 0x53, 0xbd,
+    0xc8, 0x48, 0x9b, 0xcd, 0xe5, 0xf1, 0xba, 0x98, 0x24, 0xfb, 0x5f, 0x2e, 0x3f,
+];
 
 fn main() {
     let number = |name: &str| std::env::args().find_map(|argument| argument.strip_prefix(name)?.parse::<usize>().ok());
@@ -61,8 +65,13 @@ async fn start(file: &Path, accounts: usize, nodes: usize, goal: f64) {
         (counts.is_some(), began.elapsed())
     };
     let covered = async {
+        // Says why, if it ends.
+        notifier
+            .wait_ready(world::PATIENCE)
+            .await
+            .expect("the notifier gets ready");
         loop {
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
             let Ok(metrics) = notifier.metrics().await else {
                 continue;
             };

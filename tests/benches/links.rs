@@ -52,10 +52,6 @@ async fn resident(swarms: usize) -> (u64, Lab) {
     settings.nodes_per_swarm = 5;
     let mut lab = Lab::start(settings).await.expect("the lab starts");
     let nodes = (swarms * 5) as u64;
-    lab.fleet
-        .wait_counts(world::PATIENCE, |counts| counts.greetings >= nodes)
-        .await
-        .expect("every node is greeted");
     loop {
         let metrics = lab.notifier().metrics().await.expect("the notifier tells its metrics");
         if metrics.sum("watch_links") == Some(nodes as f64) {

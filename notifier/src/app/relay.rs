@@ -30,8 +30,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 /// Notifications taken at once. Large enough that one commit carries many, small enough that the first does not wait long.
 const BATCH: usize = 256;
 
-/// Wakeups that may be on their way to the outbox before the relay stops taking more.
-const MOST_UNDER_WAY: usize = 4_096;
+/// Wakeups that may be on their way to the outbox before the relay stops taking more: 20 to 50 MB of them.
+const MOST_UNDER_WAY: usize = 16_384;
 
 /// How often time-driven work is looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -101,6 +101,28 @@ pub struct Relay {
     dead: DeadTokens,
     /// Devices that were removed while the store is being read. `None` = it has been.
     removed_while_loading: Option<HashSet<DeviceId>>,
+    counters: Counters,
+}
+
+/// Looked up once: these are counted for each copy or message.
+struct Counters {
+    notifications: metrics::Counter,
+    copies: metrics::Counter,
+    held: metrics::Counter,
+    messages: metrics::Counter,
+    unwanted: metrics::Counter,
+}
+
+impl Counters {
+    fn new() -> Self {
+        Self {
+            notifications: metrics::counter!("event_notifications_total"),
+            copies: metrics::counter!("fanout_copies_total"),
+            held: metrics::counter!("confirm_held_total"),
+            messages: metrics::counter!("fanout_messages_total"),
+            unwanted: metrics::counter!("fanout_unwanted_total"),
+        }
+    }
 }
 
 /// The ends that the relay works between.
@@ -138,6 +160,7 @@ impl Relay {
             random,
             dead: DeadTokens::default(),
             removed_while_loading: Some(HashSet::new()),
+            counters: Counters::new(),
             settings,
         }
     }
@@ -190,7 +213,7 @@ impl Relay {
         let (now, now_ms) = (Instant::now(), unix_ms());
         let (mut wakeups, mut marks) = (Vec::new(), Vec::new());
         for incoming in batch.drain(..) {
-            metrics::counter!("event_notifications_total").increment(1);
+            self.counters.notifications.increment(1);
             let (rate, burst) = (self.settings.node_rate, self.settings.node_burst);
             let limit = self
                 .rate_by_node
@@ -209,7 +232,7 @@ impl Relay {
             };
             let mark = Mark::new(&self.mark_key, &event);
             if self.dedupe.check(&mark, now_ms) != MarkState::New {
-                metrics::counter!("fanout_copies_total").increment(1);
+                self.counters.copies.increment(1);
                 continue;
             }
             let foreign = ring.swarm_of(&event.account) != Some(incoming.swarm);
@@ -218,7 +241,7 @@ impl Relay {
                 .handle(incoming.node, foreign, event, incoming.second_link_up, now)
             {
                 Verdict::Release(event) => self.wake(&event, mark, now_ms, &mut wakeups, &mut marks),
-                Verdict::Held => metrics::counter!("confirm_held_total").increment(1),
+                Verdict::Held => self.counters.held.increment(1),
                 Verdict::Refused(refusal) => refuse(refusal.label()),
             }
         }
@@ -259,10 +282,10 @@ impl Relay {
         }
         if wakeups.len() == before {
             // Nobody was woken by this copy. Namespace and times are its node's word, so another node's may be worth a wakeup.
-            metrics::counter!("fanout_unwanted_total").increment(1);
+            self.counters.unwanted.increment(1);
             self.dedupe.abort(&mark);
         } else {
-            metrics::counter!("fanout_messages_total").increment(1);
+            self.counters.messages.increment(1);
             marks.push(mark);
         }
     }
