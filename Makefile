@@ -26,10 +26,15 @@ bench: setup
 
 soak: setup
 	cargo build --release --bin quietline-notifier --bin quietline-lab
-	cargo test --release -p quietline-lab --test kills -- --nocapture
+	KILLS=100 cargo test --release -p quietline-lab --test kills -- --nocapture
 
 FUZZ_SECONDS ?= 60
+# The fuzzer's instrumentation is not stable yet: RUSTC_BOOTSTRAP lets the stable compiler make it, for this command only.
+# What the fuzzer invents goes to target/corpus; an input worth keeping is copied to corpus/ by hand.
 fuzz: setup
-	@command -v cargo-fuzz >/dev/null || cargo install cargo-fuzz --locked
-	cd tests/fuzz && for target in $$(cargo fuzz list); do \
-	  RUSTC_BOOTSTRAP=1 cargo fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 || exit 1; done
+	@[ -x target/tools/bin/cargo-fuzz ] || cargo install cargo-fuzz --locked --root target/tools
+	cd tests/fuzz && export PATH="$(CURDIR)/target/tools/bin:$$PATH" RUSTC_BOOTSTRAP=1 && \
+	for target in $$(cargo fuzz list); do \
+	  echo "── $$target" && mkdir -p target/corpus/$$target && \
+	  cargo fuzz run $$target target/corpus/$$target corpus/$$target -- \
+	    -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 -timeout=10 || exit 1; done

@@ -14,28 +14,36 @@ use crate::store::{StoreError, SubscriptionStore};
 use crate::watcher;
 use bytes::Bytes;
 use desk::{Desk, Records};
-use notifier_core::account::Service;
+use notifier_core::account::{AccountId, Service};
 use notifier_core::fanout::Mark;
 use notifier_core::omq::Identity;
-use notifier_core::outbox::{Effect, EntryId, Outcome, Push};
-use quietline_shared::service::lifecycle::{self, Readiness, Signals, Stop};
+use notifier_core::outbox::{Effect, EntryId, Outcome, Push, Target};
+use notifier_core::watch::Coverage;
+use quietline_shared::service::lifecycle::{self, Latch, Readiness, Signals};
 use quietline_shared::service::telemetry::{self, TelemetryError};
 use relay::{Command, Ends, Relay, RelaySettings};
+use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 /// Notifications that may wait for the relay; beyond that links stop reading. A node keeps only 1,000 for us, so a burst waits here;
 /// the watcher bounds its bytes as well.
 const INCOMING: usize = 65_536;
+/// Three thousand nodes, their databases and as many requests fit.
+const OPEN_FILES: u64 = 65_536;
 const COMMANDS: usize = 4_096;
 /// Dead tokens and stopped lanes that may wait to be told.
 const EFFECTS: usize = 4_096;
 /// How often rows whose signature ran out are removed.
 const EXPIRED_ROWS_EVERY: Duration = Duration::from_secs(3600);
+
+/// How long a start waits for every account to be watched before it says that it runs.
+const WATCH_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why the notifier does not start. What is wrong with settings is told before, all at once.
 #[derive(Debug, thiserror::Error)]
@@ -52,14 +60,20 @@ pub enum StartError {
     Outbox(#[from] OutboxError),
     #[error("{0} could not be set up again")]
     Provider(#[from] dispatch::SettingsFault),
+    #[error("the task {0} ended before its time")]
+    TaskEnded(&'static str),
 }
 
 /// Runs until SIGTERM or SIGINT, then drains.
 pub async fn run(settings: Settings) -> Result<(), StartError> {
     let metrics = telemetry::install(settings.log)?;
+    // A link is a file. Where the system allows fewer, dials beyond it fail and are counted.
+    let _ = rlimit::increase_nofile_limit(OPEN_FILES);
     let mut signals = Signals::install().map_err(StartError::Signals)?;
     let readiness = Readiness::new();
     let (store_ready, watch_ready) = (readiness.latch("store"), readiness.latch("watch"));
+    let not_stopping = readiness.latch("the end");
+    not_stopping.set();
     let (stopper, stop) = lifecycle::stop();
 
     let ops = listen("[ops] listen", settings.ops.listen).await?;
@@ -67,7 +81,8 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         ops,
         metrics,
         readiness.clone(),
-        stop.clone().stopped(),
+        // Whoever asks during the drain hears "not ready", and sees it in the metrics.
+        std::future::pending(),
     ));
     // The place is taken before anything is started, so that a second notifier ends here.
     let http_listener = listen("[http] listen", settings.http.listen).await?;
@@ -108,6 +123,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     }
     let (effects, told_effects) = mpsc::channel(EFFECTS);
     let outbox = file.start(lanes, effects, window).await?;
+    let (guard, mut ended) = Guard::new();
     let mut lane_tasks = Vec::new();
     for (service, concurrency, jobs) in starts {
         let outcomes = outbox.handle.outcomes.clone();
@@ -118,12 +134,12 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
                     _ => settings.dispatch.apns_sandbox.as_ref(),
                 };
                 let provider = Apns::new(service, section.expect("the service is on offer"), timeout)?;
-                start_lane(provider, jobs, outcomes, concurrency, timeout)
+                guard.spawn(service.name(), lane(provider, jobs, outcomes, concurrency, timeout))
             }
             Service::Firebase => {
                 let section = settings.dispatch.firebase.as_ref();
                 let provider = Fcm::new(section.expect("the service is on offer"), timeout)?;
-                start_lane(provider, jobs, outcomes, concurrency, timeout)
+                guard.spawn(service.name(), lane(provider, jobs, outcomes, concurrency, timeout))
             }
         });
     }
@@ -152,6 +168,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         },
         incoming,
     });
+    let devices = Arc::new(AtomicUsize::new(0));
     let relay = Relay::new(
         RelaySettings {
             node_rate: settings.event.node_rate,
@@ -159,6 +176,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
             confirm: settings.event.confirm(),
             dedupe: settings.fanout,
             seal: settings.seal,
+            devices: Arc::clone(&devices),
         },
         mark_key,
         seen,
@@ -171,15 +189,17 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         outbox: outbox.handle.clone(),
         told,
     };
-    let relay_task = tokio::spawn(relay.run(ends));
+    let relay_task = guard.spawn("relay", relay.run(ends));
 
     let desk = Arc::new(Desk::new(
         Arc::clone(&store),
         commands.clone(),
         watcher.commands.clone(),
+        devices,
+        settings.max_devices,
     ));
     let housekeeping = tokio::spawn(Arc::clone(&desk).keep_house(told_inbox, EXPIRED_ROWS_EVERY));
-    let effects_task = tokio::spawn(hear_effects(told_effects, dead));
+    let effects_task = guard.spawn("effects", hear_effects(told_effects, dead));
 
     let http_task = tokio::spawn(http::serve(
         http_listener,
@@ -194,26 +214,31 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     ));
 
     let load = tokio::spawn(load(Arc::clone(&store), commands, watcher.stream.clone()));
-    let ready = tokio::spawn(become_ready(
-        load,
-        store_ready,
-        watch_ready,
-        watcher.coverage.clone(),
-        stop,
-    ));
+    let mut ready = tokio::spawn(become_ready(load, store_ready, watch_ready, watcher.coverage.clone()));
 
-    signals.stop().await;
+    // Without its subscriptions, or one of its tasks, a notifier that seems to run wakes nobody, so it ends.
+    let end = tokio::select! {
+        () = signals.stop() => Ok(()),
+        end = &mut ready => match end {
+            Ok(Err(fault)) => Err(StartError::Store(fault)),
+            _ => Err(StartError::TaskEnded("watcher")),
+        },
+        task = ended.recv() => Err(StartError::TaskEnded(task.unwrap_or("all"))),
+    };
     tracing::info!("stopping: what is under way may finish, the rest is in the outbox file");
     lifecycle::tell_stopping();
+    not_stopping.clear();
     stopper.stop();
     let drain = settings.lifecycle.drain;
+    let deadline = tokio::time::Instant::now() + drain;
     let work = async {
-        log_end("http", http_task.await);
+        // A request that trickles in may not take the time of wakeups under way.
+        let _ = tokio::time::timeout(drain / 4, http_task).await;
         ready.abort();
         // Links close; what they gave goes through the relay into the outbox.
         drop(watcher);
         log_end("relay", relay_task.await);
-        outbox.shutdown(tokio::time::Instant::now() + drain).await;
+        outbox.shutdown(deadline).await;
         for task in lane_tasks {
             log_end("lane", task.await);
         }
@@ -224,25 +249,43 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let drained = lifecycle::drain(work, drain + Duration::from_secs(5), signals.stop()).await;
     tracing::info!(how = ?drained, "stopped");
     ops_task.abort();
-    Ok(())
+    end
 }
 
-fn start_lane<P: Provider + 'static>(
+/// A lane ends when the outbox drops its end: until then each push that it took gets its outcome.
+async fn lane<P: Provider>(
     provider: P,
     jobs: mpsc::Receiver<Push>,
     outcomes: mpsc::Sender<(EntryId, Outcome)>,
     concurrency: usize,
     timeout: Duration,
-) -> JoinHandle<()> {
-    // A lane ends when the outbox drops its end: until then each push that it took gets its outcome.
-    tokio::spawn(dispatch::run_lane(
-        Arc::new(provider),
-        jobs,
-        outcomes,
-        concurrency,
-        timeout,
-        std::future::pending(),
-    ))
+) {
+    let forever = std::future::pending();
+    dispatch::run_lane(Arc::new(provider), jobs, outcomes, concurrency, timeout, forever).await;
+}
+
+/// Tells when a task ends, by a panic too, that should run as long as the process.
+struct Guard(mpsc::UnboundedSender<&'static str>);
+
+impl Guard {
+    fn new() -> (Self, mpsc::UnboundedReceiver<&'static str>) {
+        let (sender, ended) = mpsc::unbounded_channel();
+        (Self(sender), ended)
+    }
+
+    fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        struct Tell(&'static str, mpsc::UnboundedSender<&'static str>);
+        impl Drop for Tell {
+            fn drop(&mut self) {
+                let _ = self.1.send(self.0);
+            }
+        }
+        let tell = Tell(name, self.0.clone());
+        tokio::spawn(async move {
+            let _tell = tell;
+            task.await;
+        })
+    }
 }
 
 async fn listen(place: &'static str, address: std::net::SocketAddr) -> Result<TcpListener, StartError> {
@@ -255,98 +298,88 @@ async fn listen(place: &'static str, address: std::net::SocketAddr) -> Result<Tc
 async fn load(
     store: Arc<dyn SubscriptionStore>,
     relay: mpsc::Sender<Command>,
-    watch: mpsc::Sender<(notifier_core::account::AccountId, Bytes)>,
+    watch: mpsc::Sender<(AccountId, Bytes)>,
 ) -> Result<u64, StoreError> {
     let mut rows = store.scan();
     let mut count = 0;
     let now = unix_ms() / 1000;
     while let Some(batch) = rows.recv().await {
-        let mut batch = batch?;
-        batch.retain(|subscription| subscription.expires_at() > now);
-        count += batch.len() as u64;
-        let records: Vec<_> = batch
-            .iter()
+        let subscriptions: Vec<_> = batch?
+            .into_iter()
+            .filter(|subscription| subscription.expires_at() > now)
             .map(|subscription| {
                 let mut record = Vec::with_capacity(320);
                 subscription.monitor_record(&mut record);
-                (subscription.device.account, Bytes::from(record))
+                (subscription, Bytes::from(record))
             })
             .collect();
-        let (done, answer) = tokio::sync::oneshot::channel();
-        if relay
-            .send(Command::Load {
-                subscriptions: batch,
-                done,
-            })
-            .await
-            .is_err()
-        {
+        count += subscriptions.len() as u64;
+        let (done, standing) = oneshot::channel();
+        if relay.send(Command::Load { subscriptions, done }).await.is_err() {
             break;
         }
-        for record in records {
+        // An account must be in the index before its first notification comes.
+        for record in standing.await.unwrap_or_default() {
             if watch.send(record).await.is_err() {
                 return Ok(count);
             }
         }
-        // The relay answers when the batch is in the index; an account must be known before its first notification comes.
-        let _ = answer.await;
     }
+    let _ = relay.send(Command::LoadEnded).await;
     Ok(count)
 }
 
-/// Ready when the store is read and every swarm has its links and every account is acknowledged, or there is none.
+/// Ready when the store is read and the accounts are watched; or, a minute after it was read, as well as they can be: nodes that are
+/// down must not keep the service manager waiting.
 async fn become_ready(
     load: JoinHandle<Result<u64, StoreError>>,
-    store_ready: lifecycle::Latch,
-    watch_ready: lifecycle::Latch,
-    mut coverage: tokio::sync::watch::Receiver<notifier_core::watch::Coverage>,
-    stop: Stop,
-) {
-    let began = std::time::Instant::now();
-    match load.await {
-        Ok(Ok(devices)) => tracing::info!(devices, seconds = began.elapsed().as_secs_f64(), "subscriptions read"),
-        Ok(Err(fault)) => {
-            // Without its subscriptions a notifier that seems to run wakes nobody.
-            tracing::error!(reason = fault.label(), "subscriptions cannot be read; stopping");
-            std::process::exit(1);
-        }
-        Err(_) => return,
-    }
+    store_ready: Latch,
+    watch_ready: Latch,
+    mut coverage: watch::Receiver<Coverage>,
+) -> Result<(), StoreError> {
+    let began = Instant::now();
+    let devices = match load.await {
+        Ok(loaded) => loaded?,
+        // A panic of the loader has been reported where it happened.
+        Err(_) => return Err(StoreError::Unavailable),
+    };
+    tracing::info!(devices, seconds = began.elapsed().as_secs_f64(), "subscriptions read");
     store_ready.set();
+    let patience = Instant::now() + WATCH_PATIENCE;
     let mut told = false;
     loop {
-        let covered = {
-            let now = coverage.borrow_and_update();
-            metrics::gauge!("watch_covered_accounts").set(now.covered as f64);
-            let most = now.accounts - now.accounts / 100;
-            (now.swarms > 0 && now.covered >= most && now.links_up > 0).then_some((now.accounts, now.links_up))
-        };
-        if let Some((accounts, links)) = covered {
+        let now = *coverage.borrow_and_update();
+        metrics::gauge!("watch_covered_accounts").set(now.covered as f64);
+        let all = now.swarms > 0 && now.covered >= now.accounts - now.accounts / 100;
+        if now.links_up == 0 {
+            watch_ready.clear();
+        } else if told || all || Instant::now() >= patience {
             watch_ready.set();
             if !told {
                 told = true;
+                let (accounts, covered, links) = (now.accounts, now.covered, now.links_up);
                 tracing::info!(
                     accounts,
+                    covered,
                     links,
                     seconds = began.elapsed().as_secs_f64(),
-                    "every account is watched"
+                    "ready"
                 );
                 lifecycle::tell_ready();
             }
-        } else {
-            watch_ready.clear();
         }
-        if stop.is_stopped() || coverage.changed().await.is_err() {
-            return;
+        tokio::select! {
+            changed = coverage.changed() => if changed.is_err() {
+                return Ok(());
+            },
+            // Nothing may change for long where nodes are down.
+            () = tokio::time::sleep_until(patience.into()), if !told && Instant::now() < patience => {}
         }
     }
 }
 
 /// The outbox must never wait for whoever acts on a dead token: what finds no room is told again by the next push.
-async fn hear_effects(
-    mut effects: mpsc::Receiver<Effect>,
-    dead: mpsc::Sender<(notifier_core::outbox::Target, Option<i64>)>,
-) {
+async fn hear_effects(mut effects: mpsc::Receiver<Effect>, dead: mpsc::Sender<(Target, Option<i64>)>) {
     while let Some(effect) = effects.recv().await {
         match effect {
             Effect::TokenGone {

@@ -7,6 +7,7 @@
 //! way to the disk the next one forms.
 
 pub mod journal;
+mod load;
 mod report;
 pub mod sqlite;
 
@@ -14,13 +15,14 @@ use crate::sqlite::SqliteFault;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use journal::{Done, Finished, Journal};
+use load::{Loaded, load};
 use notifier_core::account::Service;
 use notifier_core::outbox::{self as core, Effect, EntryId, Outbox, Outcome, Push, PushId, RetryReason, Write};
 use notifier_core::seal::Sealed;
 use notifier_core::seeded::Seed;
 use serde::Deserialize;
 use sqlite::{Change, Mark, OutboxReader, OutboxWriter, SeenMark};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc::error::TrySendError;
@@ -137,7 +139,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Takes and sends nothing new, waits for what is under way until `deadline`, and closes the file. What was not sent is in it.
+    /// Takes nothing new, sends what can be sent now, waits for it until `deadline`, and closes the file. What is left is in
+    /// it: retries, and the queues of lanes that rest.
     pub async fn shutdown(self, deadline: Instant) {
         let _ = self.stop.send(deadline);
         // An error is a panic of the task, which has been reported where it happened; the file holds.
@@ -156,8 +159,8 @@ pub struct OutboxHandle {
 }
 
 impl OutboxHandle {
-    /// Waits until the wakeups and the marks are on disk, both, or refused, both. A wakeup that is worthless or finds no room
-    /// is dropped and counted; its mark stays.
+    /// Waits until the wakeups and the marks are on disk, both, or refused, both. While the disk is full or fails it waits for
+    /// better times. A wakeup that is worthless or finds no room is dropped and counted; its mark stays.
     pub async fn accept(&self, wakeups: Vec<Sealed>, marks: Vec<Mark>) -> Result<(), OutboxError> {
         let (done, answer) = oneshot::channel();
         self.send(Accept { wakeups, marks, done }).await?;
@@ -189,11 +192,9 @@ struct Driver {
     loading: Option<BoxFuture<'static, Loaded>>,
     random: Random,
     marks_kept: Duration,
-    /// Once set, nothing new is taken or sent.
+    /// Once set, nothing new is taken; from then on nothing is sent either.
     stop_at: Option<Instant>,
 }
-
-type Loaded = Vec<(EntryId, Option<Sealed>)>;
 
 enum Event {
     Finished(Finished),
@@ -263,6 +264,8 @@ impl Driver {
                 Event::Time => {}
             }
         }
+        // A read that nobody waits for would keep its connection.
+        self.loading = None;
         self.reader.close().await;
         report::report(&self.machine, unix_ms());
         self.journal.close(unix_ms()).await;
@@ -274,13 +277,18 @@ impl Driver {
         if self.machine.next_deadline().is_some_and(|deadline| deadline <= now_ms) {
             self.machine.handle_timeout(now_ms);
         }
-        if self.stop_at.is_none() {
+        if self.stop_at.is_none_or(|stop_at| now < stop_at) {
             while let Some(push) = self.machine.poll_send(now_ms) {
                 self.send(push, now_ms);
             }
             if self.loading.is_none() {
                 let ids = self.machine.poll_load(LOAD_AT_ONCE, now_ms);
-                self.loading = (!ids.is_empty()).then(|| load(self.reader.clone(), ids).boxed());
+                let reader = self.reader.clone();
+                let read = move |ids: Vec<EntryId>| {
+                    let reader = reader.clone();
+                    async move { reader.load_bodies(&ids).await }
+                };
+                self.loading = (!ids.is_empty()).then(|| load(ids, read, LOAD_PAUSE).boxed());
             }
         }
         while let Some(write) = self.machine.poll_write() {
@@ -352,7 +360,10 @@ impl Driver {
         let under_way = Service::ALL
             .into_iter()
             .any(|service| self.machine.in_flight(service) > 0);
-        let finished = !under_way && queue.is_empty() && self.journal.is_idle() && self.effects.is_empty();
+        // Bounded steps may have left something that is due.
+        let is_due = self.machine.next_deadline().is_some_and(|due_ms| due_ms <= unix_ms());
+        let sends = under_way || self.loading.is_some() || is_due;
+        let finished = !sends && queue.is_empty() && self.journal.is_idle() && self.effects.is_empty();
         finished || stop_at <= Instant::now()
     }
 
@@ -361,34 +372,17 @@ impl Driver {
         let now = Instant::now();
         // What is due already waits for something else that is announced: a body, or the end of a commit.
         let soon = now + SOON;
-        let machine = match self.stop_at {
-            Some(stop_at) => Some(stop_at),
-            None => self.machine.next_deadline().map(|deadline_ms| {
-                let wait_ms = deadline_ms.saturating_sub(unix_ms()).clamp(0, LONGEST_WAIT_MS);
-                (now + Duration::from_millis(wait_ms.unsigned_abs())).max(soon)
-            }),
-        };
+        let machine = self.machine.next_deadline().map(|deadline_ms| {
+            let wait_ms = deadline_ms.saturating_sub(unix_ms()).clamp(0, LONGEST_WAIT_MS);
+            (now + Duration::from_millis(wait_ms.unsigned_abs())).max(soon)
+        });
         let journal = self.journal.poll_timeout(now);
-        [machine, journal].into_iter().flatten().min().unwrap_or(now + TICK)
+        [machine, journal, self.stop_at]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(now + TICK)
     }
-}
-
-/// The bodies of `ids`; one that is missing or damaged is `None`. A disk that fails is asked again.
-async fn load(reader: OutboxReader, ids: Vec<EntryId>) -> Loaded {
-    let found = loop {
-        match reader.load_bodies(&ids).await {
-            Ok(found) => break found,
-            Err(fault) => {
-                metrics::counter!("outbox_faults_total", "reason" => fault.label()).increment(1);
-                if !fault.is_retryable() {
-                    break Vec::new();
-                }
-                tokio::time::sleep(LOAD_PAUSE).await;
-            }
-        }
-    };
-    let mut found: HashMap<EntryId, Option<Sealed>> = found.into_iter().collect();
-    ids.into_iter().map(|id| (id, found.remove(&id).flatten())).collect()
 }
 
 async fn next_loaded(loading: &mut Option<BoxFuture<'static, Loaded>>) -> Loaded {
@@ -527,11 +521,11 @@ const EFFECTS: usize = 1_024;
 /// Bodies in one read.
 const LOAD_AT_ONCE: usize = 256;
 
-/// Before a failed read is tried again.
-const LOAD_PAUSE: Duration = Duration::from_secs(1);
-
 /// Metrics, and marks that are too old. A commit of marks takes at most 4,096 rows: 2,000 a second can go.
 const TICK: Duration = Duration::from_secs(2);
+
+/// Before a failed read is tried again.
+const LOAD_PAUSE: Duration = Duration::from_secs(1);
 
 const SOON: Duration = Duration::from_millis(2);
 

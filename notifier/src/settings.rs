@@ -31,6 +31,7 @@ pub struct Settings {
     pub link_key: Secret<[u8; 32]>,
     pub event: EventSettings,
     pub fanout: DedupeSettings,
+    pub max_devices: usize,
     pub seal: SealSettings,
     pub outbox: OutboxSettings,
     pub dispatch: DispatchSettings,
@@ -83,6 +84,7 @@ struct FanoutSettings {
     #[serde(with = "humantime_serde")]
     dedupe_window: Duration,
     dedupe_max: usize,
+    max_devices: usize,
 }
 
 impl Default for FanoutSettings {
@@ -91,6 +93,7 @@ impl Default for FanoutSettings {
         Self {
             dedupe_window: dedupe.window,
             dedupe_max: dedupe.max,
+            max_devices: 12_000_000,
         }
     }
 }
@@ -125,17 +128,11 @@ impl Default for SealSection {
 pub fn read(path: &Path) -> Result<(Settings, Warnings), Faults> {
     let mut file = SettingsFile::read(path)?;
     let http = file.section::<http::Settings>("http");
-    let onion_key = http
-        .as_ref()
-        .and_then(|http| file.key_32("http.onion_key_file", &http.onion_key_file));
+    let onion_key = key(&mut file, "http.onion_key_file");
     let store = file.section::<StoreSettings>("store");
-    let lookup_key = store
-        .as_ref()
-        .and_then(|store| file.key_32("store.lookup_key_file", &store.lookup_key_file));
+    let lookup_key = key(&mut file, "store.lookup_key_file");
     let watcher = file.section::<watcher::Settings>("watcher");
-    let link_key = watcher
-        .as_ref()
-        .and_then(|watcher| file.key_32("watcher.key_file", &watcher.key_file));
+    let link_key = key(&mut file, "watcher.key_file");
     let event = file.section::<EventSettings>("event");
     let fanout = file.section::<FanoutSettings>("fanout");
     let seal = file.section::<SealSection>("seal");
@@ -179,6 +176,7 @@ pub fn read(path: &Path) -> Result<(Settings, Warnings), Faults> {
             seeds,
             link_key: link_key?,
             event: event?,
+            max_devices: fanout.max_devices,
             fanout: DedupeSettings {
                 window: fanout.dedupe_window,
                 max: fanout.dedupe_max,
@@ -199,6 +197,13 @@ pub fn read(path: &Path) -> Result<(Settings, Warnings), Faults> {
         })
     })();
     Ok((all.expect("a section that is missing is a fault"), warnings))
+}
+
+/// Read even if something else is wrong with its section, so that one reading names all faults. A setting that is missing is
+/// its section's fault.
+fn key(file: &mut SettingsFile, place: &str) -> Option<Secret<[u8; 32]>> {
+    let path = file.path(place)?;
+    file.key_32(place, &path)
 }
 
 fn open_seed(seed: &watcher::SeedSettings) -> Result<SeedSource, String> {

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 /// What every home of subscriptions can do. Changes of one device take effect in the order of the calls.
 pub trait SubscriptionStore: Send + Sync + 'static {
     /// Stores or renews. Durable when it returns.
-    fn put(&self, subscription: Subscription) -> BoxFuture<'_, Result<Put, StoreError>>;
+    fn put(&self, subscription: &Subscription) -> BoxFuture<'_, Result<Put, StoreError>>;
 
     /// Forgets one device of one account; whether it was there. Durable when it returns.
     fn remove<'a>(&'a self, device: &'a DeviceId) -> BoxFuture<'a, Result<bool, StoreError>>;

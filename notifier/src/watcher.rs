@@ -20,7 +20,7 @@ use notifier_core::omq::{Address, Identity, RequestFailure};
 use notifier_core::swarm::{Node, NodeKey, SwarmId, SwarmRing};
 use notifier_core::watch::{Action, BatchId, Coverage, LinkEnd, RecordFault, ReplyFault, Watch, WatchSettings};
 use routes::{Routes, SwarmLinks};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -128,6 +128,7 @@ pub fn spawn<S: RecordSource>(parts: Parts<S>) -> Watcher {
         publish_ring,
         publish_coverage,
         has_nodes: false,
+        removed_while_streaming: Some(HashSet::new()),
         wrong_swarm: 0,
     };
     let inboxes = Inboxes {
@@ -137,7 +138,8 @@ pub fn spawn<S: RecordSource>(parts: Parts<S>) -> Watcher {
         loaded: loaded_inbox,
     };
     let mut tasks = JoinSet::new();
-    tasks.spawn(forward(notify_inbox, routes, parts.incoming));
+    // Not among the tasks that end with the watcher: what links gave before they were hung up still goes on.
+    tokio::spawn(forward(notify_inbox, routes, parts.incoming));
     tasks.spawn(driver.run(nodes, inboxes));
     Watcher {
         commands,
@@ -203,6 +205,8 @@ struct Driver<S> {
     publish_ring: watch::Sender<Arc<SwarmRing>>,
     publish_coverage: watch::Sender<Coverage>,
     has_nodes: bool,
+    /// Accounts removed while the stream may still bring them. `None` = it has ended.
+    removed_while_streaming: Option<HashSet<AccountId>>,
     /// Records refused for the wrong swarm, as last seen.
     wrong_swarm: u64,
 }
@@ -239,8 +243,14 @@ impl<S: RecordSource> Driver<S> {
                 }
                 count = inboxes.stream.recv_many(&mut stream, BATCH), if may_stream => {
                     streaming = count > 0;
+                    if !streaming {
+                        self.removed_while_streaming = None;
+                    }
                     let now = Instant::now();
                     for (account, record) in stream.drain(..) {
+                        if self.removed_while_streaming.as_ref().is_some_and(|removed| removed.contains(&account)) {
+                            continue;
+                        }
                         self.watch.handle_account_changed(account, Some(record), now);
                     }
                 }
@@ -282,8 +292,18 @@ impl<S: RecordSource> Driver<S> {
 
     fn handle_command(&mut self, command: Command, now: Instant) {
         match command {
-            Command::AccountChanged { account, record } => self.watch.handle_account_changed(account, record, now),
-            Command::AccountRemoved { account } => self.watch.handle_account_removed(&account),
+            Command::AccountChanged { account, record } => {
+                if let Some(removed) = &mut self.removed_while_streaming {
+                    removed.remove(&account);
+                }
+                self.watch.handle_account_changed(account, record, now);
+            }
+            Command::AccountRemoved { account } => {
+                if let Some(removed) = &mut self.removed_while_streaming {
+                    removed.insert(account);
+                }
+                self.watch.handle_account_removed(&account);
+            }
         }
     }
 

@@ -5,7 +5,7 @@
 use crate::http::{HttpClient, HttpError};
 use crate::keys::{KeyError, Keys};
 use crate::node::{Fleet, NodeError, NodeSettings, SwarmMessage};
-use crate::notifier::{Notifier, NotifierError};
+use crate::notifier::{Metrics, Notifier, NotifierError};
 use crate::onion::Cipher;
 use crate::oxend::{Oxend, OxendTransport};
 use crate::phone::{Phone, PhoneAnswer, PhoneMessage, PushService, unix_milliseconds};
@@ -228,6 +228,12 @@ impl Lab {
             .expect("the test started the notifier before asking for it")
     }
 
+    /// The notifier's figures now.
+    pub async fn metrics(&self) -> Result<Metrics, LabError> {
+        let answer = HttpClient::new(self.ops_address).get("/metrics").await?;
+        Ok(Metrics::from_text(String::from_utf8_lossy(&answer.body).into_owned()))
+    }
+
     /// SIGTERM to the notifier; its status. The world stays.
     pub async fn stop_notifier(&mut self, patience: Duration) -> Result<Option<ExitStatus>, LabError> {
         match &mut self.notifier {
@@ -284,7 +290,11 @@ impl Lab {
             .list
             .lock()
             .expect("nobody panics while holding the list")
-            .nodes_of(&message.account);
+            .nodes_of(&message.account)
+            .into_iter()
+            // A test may list peers that are none of our nodes.
+            .filter(|node| *node < self.fleet.addresses().len())
+            .collect::<Vec<_>>();
         let at = Instant::now();
         self.fleet.store(nodes.iter().copied(), message);
         Sent {
@@ -329,7 +339,7 @@ fn prepare_folder(folder: &Path) -> Result<(), LabError> {
         mark,
         "made by quietline-lab; keys and data in here are thrown away at its next start\n",
     )?;
-    for name in ["keys", "data"] {
+    for name in ["keys", "data", "tmp"] {
         match std::fs::remove_dir_all(folder.join(name)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}

@@ -229,6 +229,7 @@ mod tests {
             body: serde_json::Value::Null,
             at: Instant::now(),
             accepted,
+            answered: Default::default(),
         }
     }
 }

@@ -31,3 +31,4 @@ pub mod notifier;
 pub mod settings;
 
 pub mod lab;
+pub mod trial;

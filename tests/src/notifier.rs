@@ -44,7 +44,7 @@ pub struct Notifier {
 pub struct Metrics(String);
 
 impl Notifier {
-    /// The binary given, or the one built beside this program.
+    /// The binary given, or the one built last beside this program.
     pub fn find_binary(given: Option<&Path>) -> Result<PathBuf, NotifierError> {
         if let Some(path) = given {
             return if path.is_file() {
@@ -53,22 +53,18 @@ impl Notifier {
                 Err(NotifierError::NoBinary)
             };
         }
-        let this = std::env::current_exe()?;
-        // Tests run from target/*/deps, programs from target/*.
-        this.ancestors()
-            .skip(1)
-            .take(2)
-            .map(|folder| folder.join("quietline-notifier"))
-            .find(|path| path.is_file())
-            .ok_or(NotifierError::NoBinary)
+        find_program("quietline-notifier")?.ok_or(NotifierError::NoBinary)
     }
 
-    /// Starts `BINARY run --settings FILE`; its output is appended to `log_file`.
+    /// Starts `BINARY run --settings FILE`; its output is appended to `log_file`. What it wrote to a temporary file or to where it
+    /// stands would be found in the folder `tmp` beside the log.
     pub fn spawn(binary: &Path, settings_file: &Path, log_file: &Path, ops: SocketAddr) -> Result<Self, NotifierError> {
+        std::fs::create_dir_all(log_file.with_file_name("tmp"))?;
         let mut notifier = Self {
-            binary: binary.to_owned(),
-            settings_file: settings_file.to_owned(),
-            log_file: log_file.to_owned(),
+            // It stands elsewhere, so no path may be relative to where we stand.
+            binary: binary.canonicalize()?,
+            settings_file: settings_file.canonicalize()?,
+            log_file: std::path::absolute(log_file)?,
             ops: HttpClient::new(ops),
             child: None,
         };
@@ -81,7 +77,10 @@ impl Notifier {
             .create(true)
             .append(true)
             .open(&self.log_file)?;
+        let scratch = self.log_file.with_file_name("tmp");
         let child = Command::new(&self.binary)
+            .current_dir(&scratch)
+            .env("TMPDIR", &scratch)
             .arg("run")
             .arg("--settings")
             .arg(&self.settings_file)
@@ -129,12 +128,17 @@ impl Notifier {
 
     /// SIGTERM, and the status it ends with. `None` if it was not running.
     pub async fn stop(&mut self, patience: Duration) -> Result<Option<ExitStatus>, NotifierError> {
+        if let Some(process) = self.process_id() {
+            system::ask_to_end(process);
+        }
+        self.wait(patience).await
+    }
+
+    /// The status it ends with; somebody else has asked it to. `None` if it was not running.
+    pub async fn wait(&mut self, patience: Duration) -> Result<Option<ExitStatus>, NotifierError> {
         let Some(child) = self.child.as_mut() else {
             return Ok(None);
         };
-        if let Some(process) = child.id() {
-            system::ask_to_end(process);
-        }
         let status = tokio::time::timeout(patience, child.wait())
             .await
             .map_err(|_| NotifierError::DidNotEnd)??;
@@ -196,6 +200,10 @@ impl Notifier {
 }
 
 impl Metrics {
+    pub fn from_text(text: String) -> Self {
+        Self(text)
+    }
+
     /// The sum over all label values; `None` if there is no such metric.
     pub fn sum(&self, name: &str) -> Option<f64> {
         self.sum_where(name, "")
@@ -216,6 +224,21 @@ impl Metrics {
     pub fn text(&self) -> &str {
         &self.0
     }
+}
+
+/// A program of this workspace, the one built last: tests are often built without optimisation, and start servers built with it.
+pub fn find_program(name: &str) -> std::io::Result<Option<PathBuf>> {
+    let this = std::env::current_exe()?;
+    // Tests run from target/*/deps, programs from target/*.
+    let beside = this.ancestors().skip(1).take(2);
+    let profiles = this.ancestors().skip(2).take(2);
+    let profiles = profiles.flat_map(|target| ["release", "debug"].map(|profile| target.join(profile)));
+    let built = beside.map(Path::to_owned).chain(profiles).filter_map(|folder| {
+        let path = folder.join(name);
+        let metadata = path.metadata().ok().filter(std::fs::Metadata::is_file)?;
+        Some((metadata.modified().ok()?, path))
+    });
+    Ok(built.max().map(|(_, path)| path))
 }
 
 #[cfg(test)]

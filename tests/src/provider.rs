@@ -204,6 +204,8 @@ pub struct Delivery {
     pub at: Instant,
     /// Whether the answer was a success.
     pub accepted: bool,
+    /// When a success was answered; the notifier hears of it a moment later.
+    pub answered: Arc<OnceLock<Instant>>,
 }
 
 /// Called for each push, before it is answered.
@@ -410,7 +412,8 @@ impl Server {
     }
 
     fn set_down(&self, down: bool) {
-        self.down.send_replace(down);
+        self.down
+            .send_if_modified(|is_down| std::mem::replace(is_down, down) != down);
     }
 }
 
@@ -427,6 +430,7 @@ async fn serve_connection<F: Fake>(
     streams: u32,
     mut is_down: watch::Receiver<bool>,
 ) {
+    is_down.mark_unchanged();
     let _ = stream.set_nodelay(true);
     let Ok(stream) = tls.accept(stream).await else { return };
     let has_client_certificate = stream.get_ref().1.peer_certificates().is_some();
@@ -461,7 +465,8 @@ async fn serve_connection<F: Fake>(
             _ = connection.as_mut() => return,
             () = control.go_away.notified() => connection.as_mut().graceful_shutdown(),
             () = control.cut.notified() => return,
-            _ = is_down.wait_for(|down| *down) => return,
+            // Also if it was down for a moment only.
+            _ = is_down.changed() => return,
         }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! In: verified wishes, dead tokens, expired accounts. Out: answers for http, records for renewals. Never: parses or signs anything.
 //!
-//! The store comes first: what is answered is durable. One device's changes happen one after the other, so that the index ends with
-//! what the store ends with; they run to their end even if the client has gone.
+//! The store comes first: what is answered is durable. One account's changes happen one after the other, so that index and watch end
+//! with what the store ends with; they run to their end even if the client has gone.
 
 use super::relay::{Command, Told};
 use super::unix_ms;
@@ -18,10 +18,11 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 
-/// Devices whose changes may happen at the same time. Two that share a place wait for each other, which harms nobody.
+/// Accounts whose changes may happen at the same time. Two that share a place wait for each other, which harms nobody.
 const PLACES: usize = 1_024;
 
 pub struct Desk {
@@ -30,13 +31,23 @@ pub struct Desk {
     watcher: mpsc::Sender<watcher::Command>,
     order: Vec<Mutex<()>>,
     hasher: RandomState,
+    /// Changes under way. A further one waits within its request's time, so that a slow disk cannot pile them up.
+    room: Arc<Semaphore>,
+    /// Devices in the index, kept by the relay.
+    devices: Arc<AtomicUsize>,
+    max_devices: usize,
 }
+
+/// Changes under way at once.
+const UNDER_WAY: usize = 8_192;
 
 impl Desk {
     pub fn new(
         store: Arc<dyn SubscriptionStore>,
         relay: mpsc::Sender<Command>,
         watcher: mpsc::Sender<watcher::Command>,
+        devices: Arc<AtomicUsize>,
+        max_devices: usize,
     ) -> Self {
         let order = (0..PLACES).map(|_| Mutex::new(())).collect();
         Self {
@@ -45,23 +56,47 @@ impl Desk {
             watcher,
             order,
             hasher: RandomState::new(),
+            room: Arc::new(Semaphore::new(UNDER_WAY)),
+            devices,
+            max_devices,
         }
     }
 
-    async fn turn(&self, device: &DeviceId) -> tokio::sync::MutexGuard<'_, ()> {
-        let place = self.hasher.hash_one(device) as usize % PLACES;
+    /// By account and not by device: whether an account is watched hangs on all its devices.
+    async fn turn(&self, account: &AccountId) -> tokio::sync::MutexGuard<'_, ()> {
+        let place = self.hasher.hash_one(account) as usize % PLACES;
         self.order.get(place).expect("within its length").lock().await
+    }
+
+    /// Whether the index has room for the device, or has it.
+    async fn has_room(&self, device: &DeviceId) -> bool {
+        if self.devices.load(Ordering::Relaxed) < self.max_devices {
+            return true;
+        }
+        let known = self.devices_of(device.account).await;
+        known.is_some_and(|known| known.contains(device))
+    }
+
+    async fn devices_of(&self, account: AccountId) -> Option<Vec<DeviceId>> {
+        let (done, devices) = oneshot::channel();
+        let ask = Command::Devices {
+            accounts: vec![account],
+            done,
+        };
+        self.relay.send(ask).await.ok()?;
+        devices.await.ok()
     }
 
     async fn put(&self, subscription: Subscription) -> Result<Stored, Unavailable> {
         let device = subscription.device.clone();
-        let _turn = self.turn(&device).await;
+        let _turn = self.turn(&device.account).await;
+        if !self.has_room(&device).await {
+            metrics::counter!("fanout_no_room_total").increment(1);
+            return Err(Unavailable);
+        }
         let mut record = Vec::with_capacity(320);
         subscription.monitor_record(&mut record);
-        // The store keeps the row, the index what a wakeup needs: both take the whole.
-        let row = subscription.encode_row();
-        let copy = Subscription::decode_row(&row).map_err(|_| Unavailable)?;
-        let put = self.store.put(subscription).await.map_err(|fault| {
+        let put = self.store.put(&subscription).await.map_err(|fault| {
             metrics::counter!("store_failed_total", "reason" => fault.label()).increment(1);
             Unavailable
         })?;
@@ -72,7 +107,7 @@ impl Desk {
         let (done, upserted) = oneshot::channel();
         self.relay
             .send(Command::Put {
-                subscription: Box::new(copy),
+                subscription: Box::new(subscription),
                 done,
             })
             .await
@@ -102,7 +137,7 @@ impl Desk {
     }
 
     async fn remove(&self, device: &DeviceId) -> Result<bool, Unavailable> {
-        let _turn = self.turn(device).await;
+        let _turn = self.turn(&device.account).await;
         let removed = self.store.remove(device).await.map_err(|fault| {
             metrics::counter!("store_failed_total", "reason" => fault.label()).increment(1);
             Unavailable
@@ -112,7 +147,7 @@ impl Desk {
     }
 
     async fn remove_dead(&self, device: &DeviceId, provider_time_ms: Option<i64>) {
-        let _turn = self.turn(device).await;
+        let _turn = self.turn(&device.account).await;
         let removed = match provider_time_ms {
             Some(since) => self.store.remove_if_older(device, since).await,
             None => self.store.remove(device).await,
@@ -151,15 +186,23 @@ impl Desk {
         }
     }
 
+    /// An account whose last device expired, unless it has subscribed again since.
+    async fn account_gone(&self, account: AccountId) {
+        let _turn = self.turn(&account).await;
+        if self.devices_of(account).await.is_some_and(|devices| devices.is_empty()) {
+            // The watcher is gone only when everything ends.
+            let _ = self.watcher.send(watcher::Command::AccountRemoved { account }).await;
+        }
+    }
+
     /// What the relay tells, and expired rows.
     pub async fn keep_house(self: Arc<Self>, mut told: mpsc::Receiver<Told>, every: Duration) {
-        let mut rounds = tokio::time::interval(every);
+        // Not at once: a clock that is wrong at the start is often mended soon after.
+        let mut rounds = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
         loop {
             tokio::select! {
                 told = told.recv() => match told {
-                    Some(Told::AccountGone(account)) => {
-                        let _ = self.watcher.send(watcher::Command::AccountRemoved { account }).await;
-                    }
+                    Some(Told::AccountGone(account)) => self.account_gone(account).await,
                     Some(Told::Dead { device, provider_time_ms }) => self.remove_dead(&device, provider_time_ms).await,
                     None => return,
                 },
@@ -180,18 +223,24 @@ impl Subscriptions for Arc<Desk> {
     fn subscribe(&self, subscription: Subscription) -> impl Future<Output = Result<Stored, Unavailable>> + Send {
         let desk = Arc::clone(self);
         async move {
-            tokio::spawn(async move { desk.put(subscription).await })
-                .await
-                .unwrap_or(Err(Unavailable))
+            let room = Arc::clone(&desk.room).acquire_owned().await.map_err(|_| Unavailable)?;
+            let work = async move {
+                let _room = room;
+                desk.put(subscription).await
+            };
+            tokio::spawn(work).await.unwrap_or(Err(Unavailable))
         }
     }
 
     fn unsubscribe(&self, wish: Unsubscription) -> impl Future<Output = Result<bool, Unavailable>> + Send {
         let desk = Arc::clone(self);
         async move {
-            tokio::spawn(async move { desk.remove(&wish.device).await })
-                .await
-                .unwrap_or(Err(Unavailable))
+            let room = Arc::clone(&desk.room).acquire_owned().await.map_err(|_| Unavailable)?;
+            let work = async move {
+                let _room = room;
+                desk.remove(&wish.device).await
+            };
+            tokio::spawn(work).await.unwrap_or(Err(Unavailable))
         }
     }
 }
@@ -212,7 +261,12 @@ impl RecordSource for Records {
         let devices = devices.await.map_err(|_| RecordsUnavailable)?;
         let subscriptions = self.store.load(devices).await.map_err(|_| RecordsUnavailable)?;
         let mut by_account: HashMap<AccountId, Vec<Subscription>> = HashMap::new();
-        for subscription in subscriptions {
+        let now = unix_ms() / 1000;
+        // A node refuses a signature that ran out; its row goes with the next round.
+        for subscription in subscriptions
+            .into_iter()
+            .filter(|subscription| subscription.expires_at() > now)
+        {
             by_account
                 .entry(subscription.device.account)
                 .or_default()
@@ -236,5 +290,78 @@ fn put_label(put: Put) -> &'static str {
         Put::Renewed => "renewed",
         Put::Unchanged => "unchanged",
         Put::KeptNewer => "kept_newer",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sqlite::SqliteStore;
+    use crate::store::{LookupKey, StoreSettings};
+    use notifier_core::account::{DeviceToken, Namespace, NamespaceSet, Service};
+    use quietline_shared::redact::Secret;
+
+    const ACCOUNT: AccountId = AccountId::new([5; 33]);
+
+    fn subscription(token: &[u8]) -> Subscription {
+        Subscription {
+            device: DeviceId {
+                account: ACCOUNT,
+                service: Service::Firebase,
+                token: DeviceToken::new(token),
+            },
+            session_ed25519: Some([1; 32]),
+            subaccount: None,
+            namespaces: NamespaceSet::new(vec![Namespace(0)]).unwrap(),
+            want_data: true,
+            sig_ts: unix_ms() / 1000,
+            signature: [2; 64],
+            enc_key: Secret::new([3; 32]),
+        }
+    }
+
+    /// Answers as the relay does, from an index of its own.
+    async fn relay(mut commands: mpsc::Receiver<Command>) {
+        let mut index = notifier_core::fanout::Index::new(notifier_core::seeded::Seed::new([1; 16]));
+        while let Some(command) = commands.recv().await {
+            match command {
+                Command::Put { subscription, done } => drop(done.send(index.upsert(&subscription)).is_ok()),
+                Command::Remove { device, done } => drop(done.send(index.remove(&device)).is_ok()),
+                Command::Devices { accounts, done } => {
+                    let devices = accounts.iter().flat_map(|account| index.devices(account)).collect();
+                    drop(done.send(devices));
+                }
+                Command::Load { .. } | Command::LoadEnded => {}
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_account_whose_token_changes_is_never_left_unwatched() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = StoreSettings {
+            path: folder.path().join("store.db"),
+            lookup_key_file: "unused".into(),
+        };
+        let key = LookupKey::new(Secret::new([1; 32]));
+        let store: Arc<dyn SubscriptionStore> = Arc::new(SqliteStore::open(&settings, key).await.unwrap());
+        let (commands, inbox) = mpsc::channel(64);
+        tokio::spawn(relay(inbox));
+        let (watcher, mut told) = mpsc::channel(4_096);
+        let desk = Arc::new(Desk::new(store, commands, watcher, Arc::default(), 100));
+        desk.subscribe(subscription(b"0")).await.unwrap();
+        for round in 0..200 {
+            let (old, new) = (round.to_string(), (round + 1).to_string());
+            let gone = Unsubscription {
+                device: subscription(old.as_bytes()).device,
+            };
+            let (removed, put) = tokio::join!(desk.unsubscribe(gone), desk.subscribe(subscription(new.as_bytes())));
+            assert_eq!((removed, put), (Ok(true), Ok(Stored::Added)));
+            let mut watched = true;
+            while let Ok(command) = told.try_recv() {
+                watched = matches!(command, watcher::Command::AccountChanged { .. });
+            }
+            assert!(watched, "round {round}: the account has a device and nobody watches it");
+        }
     }
 }

@@ -8,6 +8,7 @@
 
 use crate::outbox::{Accept, OutboxError, OutboxHandle};
 use crate::watcher::Incoming;
+use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use notifier_core::account::{AccountId, DeviceToken};
 use notifier_core::confirm::{Confirm, ConfirmSettings, Verdict};
@@ -19,9 +20,10 @@ use notifier_core::seeded::{RateLimit, Seed};
 use notifier_core::subscription::{DeviceId, Subscription};
 use notifier_core::swarm::{NodeKey, SwarmRing};
 use quietline_shared::redact::Secret;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -46,6 +48,8 @@ pub struct RelaySettings {
     pub confirm: ConfirmSettings,
     pub dedupe: DedupeSettings,
     pub seal: SealSettings,
+    /// Where the number of devices is shown to who lets further ones in.
+    pub devices: Arc<AtomicUsize>,
 }
 
 /// What others may ask of the relay.
@@ -55,11 +59,13 @@ pub enum Command {
         subscription: Box<Subscription>,
         done: oneshot::Sender<Upserted>,
     },
-    /// Stored subscriptions at the start.
+    /// Stored subscriptions at the start, with the records of their renewal. Those that still stand come back.
     Load {
-        subscriptions: Vec<Subscription>,
-        done: oneshot::Sender<()>,
+        subscriptions: Vec<(Subscription, Bytes)>,
+        done: oneshot::Sender<Vec<(AccountId, Bytes)>>,
     },
+    /// All stored subscriptions have come.
+    LoadEnded,
     /// A device that is stored no more.
     Remove {
         device: DeviceId,
@@ -93,6 +99,8 @@ pub struct Relay {
     ring: watch::Receiver<Arc<SwarmRing>>,
     random: Random,
     dead: DeadTokens,
+    /// Devices that were removed while the store is being read. `None` = it has been.
+    removed_while_loading: Option<HashSet<DeviceId>>,
     counters: Counters,
 }
 
@@ -151,6 +159,7 @@ impl Relay {
             ring,
             random,
             dead: DeadTokens::default(),
+            removed_while_loading: Some(HashSet::new()),
             counters: Counters::new(),
             settings,
         }
@@ -167,6 +176,7 @@ impl Relay {
         while incoming_open || !commits.is_empty() {
             tokio::select! {
                 biased;
+                _ = tick.tick() => self.sweep(&ends.told),
                 Some((count, marks, result)) = commits.next() => {
                     let _: usize = count;
                     under_way -= count;
@@ -194,7 +204,6 @@ impl Relay {
                         (count, marks, result)
                     });
                 }
-                _ = tick.tick() => self.sweep(&ends.told),
             }
         }
     }
@@ -247,6 +256,11 @@ impl Relay {
         wakeups: &mut Vec<Sealed>,
         marks: &mut Vec<Mark>,
     ) {
+        // What a message's time says is not proven by its hash, so an expired copy is not the message: another may be true.
+        if event.expiry_ms <= now_ms {
+            metrics::counter!("fanout_expired_total").increment(1);
+            return;
+        }
         if !self.dedupe.begin(mark, now_ms) {
             return;
         }
@@ -267,9 +281,9 @@ impl Relay {
             }
         }
         if wakeups.len() == before {
-            // Nobody is to be woken, so nothing can be lost: seen at once, and not worth a row.
+            // Nobody was woken by this copy. Namespace and times are its node's word, so another node's may be worth a wakeup.
             self.counters.unwanted.increment(1);
-            self.dedupe.commit(&mark, now_ms);
+            self.dedupe.abort(&mark);
         } else {
             self.counters.messages.increment(1);
             marks.push(mark);
@@ -293,14 +307,33 @@ impl Relay {
     fn obey(&mut self, command: Command) {
         // Who asked may be gone; then nobody needs the answer.
         match command {
-            Command::Put { subscription, done } => drop(done.send(self.index.upsert(&subscription))),
-            Command::Load { subscriptions, done } => {
-                for subscription in &subscriptions {
-                    self.index.upsert(subscription);
+            Command::Put { subscription, done } => {
+                if let Some(removed) = &mut self.removed_while_loading {
+                    removed.remove(&subscription.device);
                 }
-                let _ = done.send(());
+                let _ = done.send(self.index.upsert(&subscription));
             }
-            Command::Remove { device, done } => drop(done.send(self.index.remove(&device))),
+            Command::Load { subscriptions, done } => {
+                let removed = self.removed_while_loading.get_or_insert_default();
+                let mut standing = Vec::with_capacity(subscriptions.len());
+                for (subscription, record) in subscriptions {
+                    // A row may have been read before it was removed.
+                    if !removed.contains(&subscription.device)
+                        && self.index.upsert(&subscription) != Upserted::KeptNewer
+                    {
+                        standing.push((subscription.device.account, record));
+                    }
+                }
+                drop(done.send(standing));
+            }
+            Command::LoadEnded => self.removed_while_loading = None,
+            Command::Remove { device, done } => {
+                let found = self.index.remove(&device);
+                if let Some(removed) = &mut self.removed_while_loading {
+                    removed.insert(device);
+                }
+                let _ = done.send(found);
+            }
             Command::Devices { accounts, done } => {
                 let devices = accounts
                     .iter()
@@ -321,7 +354,7 @@ impl Relay {
         }
         // What the channel has no room for is found again in the next round.
         let room = told.capacity();
-        if room >= SWEEP {
+        if room >= 2 * SWEEP {
             for (account, removed) in self.index.expire(now_ms / 1000, SWEEP) {
                 if removed == Removed::LastDevice {
                     drop(told.try_send(Told::AccountGone(account)));
@@ -334,6 +367,7 @@ impl Relay {
                 }));
             }
         }
+        self.settings.devices.store(self.index.len(), Ordering::Relaxed);
         metrics::gauge!("fanout_accounts").set(self.index.account_count() as f64);
         metrics::gauge!("fanout_devices").set(self.index.len() as f64);
         metrics::gauge!("fanout_marks").set(self.dedupe.len() as f64);
@@ -444,4 +478,137 @@ fn unix_ms() -> i64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use notifier_core::account::{MessageHash, Namespace, NamespaceSet, Service};
+
+    const ACCOUNT: AccountId = AccountId::new([5; 33]);
+
+    fn relay() -> Relay {
+        let settings = RelaySettings {
+            node_rate: NonZeroU32::MIN,
+            node_burst: NonZeroU32::MIN,
+            confirm: ConfirmSettings::default(),
+            dedupe: DedupeSettings::default(),
+            seal: SealSettings::default(),
+            devices: Arc::default(),
+        };
+        Relay::new(
+            settings,
+            Secret::new([1; 32]),
+            Vec::new(),
+            watch::channel(Arc::default()).1,
+        )
+    }
+
+    fn subscription() -> Subscription {
+        Subscription {
+            device: DeviceId {
+                account: ACCOUNT,
+                service: Service::Firebase,
+                token: DeviceToken::new(*b"token"),
+            },
+            session_ed25519: Some([1; 32]),
+            subaccount: None,
+            namespaces: NamespaceSet::new(vec![Namespace(0)]).unwrap(),
+            want_data: true,
+            sig_ts: unix_ms() / 1000,
+            signature: [2; 64],
+            enc_key: Secret::new([3; 32]),
+        }
+    }
+
+    fn load(relay: &mut Relay) -> usize {
+        let (done, mut standing) = oneshot::channel();
+        relay.obey(Command::Load {
+            subscriptions: vec![(subscription(), Bytes::new())],
+            done,
+        });
+        standing.try_recv().unwrap().len()
+    }
+
+    #[test]
+    fn a_device_removed_while_the_store_is_read_stays_removed() {
+        let mut relay = relay();
+        let (done, _removed) = oneshot::channel();
+        relay.obey(Command::Remove {
+            device: subscription().device,
+            done,
+        });
+        assert_eq!(load(&mut relay), 0);
+        assert!(!relay.index.contains(&ACCOUNT));
+    }
+
+    #[test]
+    fn a_device_that_subscribed_again_while_the_store_is_read_stays() {
+        let mut relay = relay();
+        let (done, _removed) = oneshot::channel();
+        relay.obey(Command::Remove {
+            device: subscription().device,
+            done,
+        });
+        let (done, _upserted) = oneshot::channel();
+        relay.obey(Command::Put {
+            subscription: Box::new(subscription()),
+            done,
+        });
+        assert_eq!(load(&mut relay), 1);
+        assert!(relay.index.contains(&ACCOUNT));
+    }
+
+    fn event(namespace: i16, expiry_ms: i64, hash: u8) -> MessageEvent {
+        MessageEvent {
+            account: ACCOUNT,
+            hash: MessageHash::from_slice(&[hash; 43]).unwrap(),
+            namespace: Namespace(namespace),
+            timestamp_ms: unix_ms(),
+            expiry_ms,
+            body: None,
+        }
+    }
+
+    #[test]
+    fn a_copy_that_wakes_nobody_does_not_silence_a_true_one() {
+        let mut relay = relay();
+        load(&mut relay);
+        let (now_ms, hour) = (unix_ms(), 3_600_000);
+        let lies = [
+            event(7, now_ms + hour, b'a'),
+            event(0, now_ms - 1, b'a'),
+            event(0, now_ms + 20_000, b'a'),
+        ];
+        let (mut wakeups, mut marks) = (Vec::new(), Vec::new());
+        for lie in lies {
+            let mark = Mark::new(&relay.mark_key, &lie);
+            relay.wake(&lie, mark, now_ms, &mut wakeups, &mut marks);
+            assert!(wakeups.is_empty() && marks.is_empty());
+        }
+        let truth = event(0, now_ms + hour, b'a');
+        let mark = Mark::new(&relay.mark_key, &truth);
+        for _ in 0..2 {
+            relay.wake(&truth, mark, now_ms, &mut wakeups, &mut marks);
+        }
+        assert_eq!((wakeups.len(), marks.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_dead_token_is_found_at_every_account_it_belongs_to() {
+        let mut relay = relay();
+        load(&mut relay);
+        let mut group = subscription();
+        group.device.account = AccountId::new([3; 33]);
+        relay.index.upsert(&group);
+        let target = Target {
+            service: Service::Firebase,
+            token: DeviceToken::new(*b"token"),
+        };
+        relay.dead.add(target, Some(7));
+        let found = relay.dead.find(&relay.index, SWEEP);
+        assert_eq!(found.len(), 2);
+        assert!(found.iter().all(|(_, since)| *since == Some(7)));
+        assert!(relay.dead.find(&relay.index, SWEEP).is_empty());
+    }
 }

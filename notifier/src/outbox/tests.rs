@@ -1,8 +1,9 @@
 use super::*;
 use notifier_core::account::DeviceToken;
-use notifier_core::outbox::Target;
+use notifier_core::outbox::{Entry, Target};
 use notifier_core::seal::{Class, Priority};
 use std::collections::HashSet;
+use std::sync::Arc;
 use tempfile::TempDir;
 
 #[tokio::test]
@@ -62,6 +63,7 @@ async fn a_wakeup_that_was_too_large_goes_in_its_short_form_also_after_a_restart
 #[tokio::test]
 async fn a_dead_token_is_reported() {
     let mut outbox = start(TempDir::new().unwrap()).await;
+    outbox.deliver_one().await;
     outbox.handle().accept(vec![wakeup(1, 600)], vec![]).await.unwrap();
     let push = outbox.pushes.recv().await.unwrap();
     outbox
@@ -90,6 +92,7 @@ async fn a_dead_token_is_reported() {
 #[tokio::test]
 async fn no_dead_token_is_lost_while_nobody_takes_them() {
     let mut outbox = start(TempDir::new().unwrap()).await;
+    outbox.deliver_one().await;
     let count = 2 * EFFECTS as u64;
     let many = (0..count).map(|n| wakeup(n, 60)).collect();
     outbox.handle().accept(many, vec![]).await.unwrap();
@@ -132,33 +135,97 @@ async fn shutting_down_waits_for_what_is_under_way_and_takes_nothing_new() {
 }
 
 #[tokio::test]
-async fn on_a_full_disk_wakeups_are_refused_and_those_before_stay() {
+async fn shutting_down_sends_the_queue_first_and_does_not_wait_for_a_lane_that_is_down() {
+    let folder = TempDir::new().unwrap();
+    let small = OutboxSettings {
+        memory: 100_000,
+        ..settings(&folder)
+    };
+    let file = OutboxFile::open(&small).await.unwrap();
+    let (slow_out, mut slow) = mpsc::channel(2);
+    let (down_out, mut down) = mpsc::channel(100);
+    let (effects_out, _effects) = mpsc::channel(1);
+    let lane = |service, concurrency, pushes| Lane {
+        service,
+        concurrency,
+        pushes,
+    };
+    let lanes = vec![lane(Service::Firebase, 2, slow_out), lane(Service::Apns, 100, down_out)];
+    let kept = Duration::from_secs(3_600);
+    let running = file.start(lanes, effects_out, kept).await.unwrap();
+    let apns = |n| Sealed {
+        service: Service::Apns,
+        ..wakeup(n, 600)
+    };
+    let many = (0..300).map(|n| wakeup(n, 600)).chain((0..50).map(apns)).collect();
+    running.handle.accept(many, vec![]).await.unwrap();
+
+    let handle = running.handle.clone();
+    let delivered = async {
+        handle.accepts.closed().await;
+        let mut delivered = 0;
+        while let Some(push) = slow.recv().await {
+            // Slower than the task: it finds nothing to do between two answers.
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+            handle.outcomes.send((push.id, Outcome::Delivered)).await.unwrap();
+            delivered += 1;
+        }
+        delivered
+    };
+    let refusing = async {
+        while let Some(push) = down.recv().await {
+            let outcome = Outcome::Retry {
+                after: Some(Duration::from_secs(1_200)),
+                reason: RetryReason::Connection,
+            };
+            handle.outcomes.send((push.id, outcome)).await.unwrap();
+        }
+    };
+    let far = Instant::now() + Duration::from_secs(600);
+    let ((), delivered, ()) = tokio::join!(running.shutdown(far), delivered, refusing);
+    assert_eq!(delivered, 300);
+    assert!(Instant::now() < far);
+    assert_eq!(stored(&folder).await.0, 50);
+}
+
+#[tokio::test]
+async fn on_a_full_disk_wakeups_wait_until_those_before_make_room() {
     let folder = TempDir::new().unwrap();
     let mut file = OutboxFile::open(&settings(&folder)).await.unwrap();
     file.writer.limit_pages(60).await;
-    let mut outbox = start_file(file, folder).await;
-    let handle = outbox.handle();
-    let mut accepted = 0;
-    let refused = loop {
-        match handle.accept(vec![wakeup(accepted, 3_000)], vec![mark(accepted)]).await {
-            Ok(()) => accepted += 1,
-            Err(refused) => break refused,
+    let mut before = 0;
+    let full = loop {
+        let commit = sqlite::Commit {
+            add: vec![stored_entry(before + 1)],
+            ..sqlite::Commit::default()
+        };
+        match file.writer.commit(&commit).await {
+            Ok(()) => before += 1,
+            Err(fault) => break fault,
         }
     };
-    assert_eq!(refused, OutboxError::DiskFull);
-    assert!(refused.is_retryable());
-    // Only the accepted are sent; their end makes room.
-    for _ in 0..accepted {
+    assert_eq!(full, SqliteFault::DiskFull);
+
+    let mut outbox = start_file(file, folder).await;
+    let handle = outbox.handle();
+    let (done, waiting) = oneshot::channel();
+    let (wakeups, marks) = (vec![wakeup(0, 3_000)], vec![mark(0)]);
+    handle.send(Accept { wakeups, marks, done }).await.unwrap();
+    // Once the task has taken it, its commit is on its way, before any of those that make room.
+    while handle.accepts.capacity() < ACCEPTS {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..before {
         let push = outbox.pushes.recv().await.unwrap();
+        assert_ne!(*push.sealed, wakeup(0, 3_000));
         outbox.answer(&push, Outcome::Delivered).await;
     }
-    while let Err(refused) = handle.accept(vec![wakeup(accepted, 3_000)], vec![mark(accepted)]).await {
-        assert_eq!(refused, OutboxError::DiskFull);
-    }
+    assert_eq!(waiting.await, Ok(Ok(())));
     let push = outbox.pushes.recv().await.unwrap();
-    assert_eq!(*push.sealed, wakeup(accepted, 3_000));
-    let (entries, marks) = stored(&outbox.shut_down_now().await).await;
-    assert_eq!((entries, marks.len()), (1, accepted as usize + 1));
+    assert_eq!(*push.sealed, wakeup(0, 3_000));
+    assert_eq!(stored(&outbox.shut_down_now().await).await, (1, vec![mark(0)]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -256,6 +323,13 @@ impl Started {
         self.running.handle.outcomes.send((push.id, outcome)).await.unwrap();
     }
 
+    /// The credential is healthy from now on.
+    async fn deliver_one(&mut self) {
+        self.handle().accept(vec![wakeup(0, 60)], vec![]).await.unwrap();
+        let push = self.pushes.recv().await.unwrap();
+        self.answer(&push, Outcome::Delivered).await;
+    }
+
     /// Everything that was sent has been answered.
     async fn shut_down(self) -> TempDir {
         self.running.shutdown(Instant::now() + Duration::from_secs(600)).await;
@@ -311,6 +385,16 @@ async fn stored(folder: &TempDir) -> (usize, Vec<Mark>) {
     let mut marks = Vec::new();
     file.load_marks(0, |seen| marks.push(seen.mark)).await.unwrap();
     (file.reader.load_meta(EntryId(0)).await.unwrap().len(), marks)
+}
+
+fn stored_entry(id: i64) -> Entry {
+    Entry {
+        id: EntryId(id),
+        push_id: PushId([1; 16]),
+        sealed: Arc::new(wakeup(id.unsigned_abs(), 3_000)),
+        deadline_ms: i64::MAX,
+        attempt: 0,
+    }
 }
 
 fn mark(n: u64) -> Mark {

@@ -62,11 +62,11 @@ impl SqliteStore {
 }
 
 impl SubscriptionStore for SqliteStore {
-    fn put(&self, subscription: Subscription) -> BoxFuture<'_, Result<Put, StoreError>> {
+    fn put(&self, subscription: &Subscription) -> BoxFuture<'_, Result<Put, StoreError>> {
         let lookup = self.key.lookup(&subscription.device);
         let row = Row {
             sig_ts: subscription.sig_ts,
-            expires_day: expires_day(&subscription),
+            expires_day: expires_day(subscription),
             content: subscription.encode_row(),
         };
         self.ask(move |done| Job::Put { lookup, row, done }).boxed()

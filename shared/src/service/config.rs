@@ -106,6 +106,13 @@ impl SettingsFile {
         self.faults.push(Fault::new(place, problem, expected));
     }
 
+    /// The path that the setting `place` (`section.key`) names, whatever else is wrong with its section.
+    pub fn path(&self, place: &str) -> Option<PathBuf> {
+        let (section, key) = place.split_once('.')?;
+        let value = self.sections.get(section)?.as_dict()?.get(key)?;
+        value.as_str().map(PathBuf::from)
+    }
+
     /// The key in the file that the setting `place` names; a fault is collected.
     pub fn key_32(&mut self, place: &str, path: &Path) -> Option<Secret<[u8; 32]>> {
         let key = read_key_32(path);

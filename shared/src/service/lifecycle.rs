@@ -294,8 +294,7 @@ mod tests {
         let status = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
-                "service::lifecycle::tests::says_ready_and_stopping",
-                "--ignored",
+                "service::lifecycle::tests::without_a_service_manager_nothing_is_said",
             ])
             .env("NOTIFY_SOCKET", &path)
             .stdout(std::process::Stdio::null())
@@ -309,9 +308,9 @@ mod tests {
         }
     }
 
+    /// Also the child of the test above, which has a service manager.
     #[test]
-    #[ignore = "the other half of the test above, run by it in a process of its own"]
-    fn says_ready_and_stopping() {
+    fn without_a_service_manager_nothing_is_said() {
         tell_ready();
         tell_stopping();
     }

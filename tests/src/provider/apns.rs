@@ -14,7 +14,8 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
 
 /// Largest body of an alert push.
 const PAYLOAD_LIMIT: usize = 4096;
@@ -95,6 +96,7 @@ impl Fake for State {
             Ok(push) => {
                 let answer = self.script.answer(&push.token);
                 let id = push.id.clone();
+                let answered = Arc::new(OnceLock::new());
                 self.deliveries.record(Delivery {
                     service: self.service,
                     token: push.token,
@@ -104,8 +106,10 @@ impl Fake for State {
                     body: push.body,
                     at: request.at,
                     accepted: accepts(&answer),
+                    answered: Arc::clone(&answered),
                 });
                 carry_out(answer, || {
+                    answered.get_or_init(Instant::now);
                     let mut response = text_response(200, "");
                     if let Some(id) = id.and_then(|id| id.parse().ok()) {
                         response.headers_mut().insert("apns-id", id);

@@ -19,6 +19,7 @@ use std::collections::{HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
 
 /// Keys and values of `data` together.
 const PAYLOAD_LIMIT: usize = 4096;
@@ -117,6 +118,7 @@ impl Fake for State {
                 let answer = self.script.answer(&push.token);
                 let number = self.messages.fetch_add(1, Ordering::Relaxed);
                 let name = format!("projects/{FIREBASE_PROJECT}/messages/{number}");
+                let answered = Arc::new(OnceLock::new());
                 self.deliveries.record(Delivery {
                     service: PushService::Firebase,
                     token: push.token,
@@ -126,8 +128,13 @@ impl Fake for State {
                     body: push.body,
                     at: request.at,
                     accepted: accepts(&answer),
+                    answered: Arc::clone(&answered),
                 });
-                carry_out(answer, || json_response(&json!({ "name": name }))).await
+                carry_out(answer, || {
+                    answered.get_or_init(Instant::now);
+                    json_response(&json!({ "name": name }))
+                })
+                .await
             }
             Err((answer, why)) => {
                 // A revoked bearer is a part of life, not a fault of the notifier.

@@ -1,7 +1,7 @@
 //! The golden data that concerns subscriptions, swarms and sealing, each case run against our own code.
 //!
 //! The data shows the incumbent. Where we mean to differ from it, the case stands in
-//! `tests/vectors/deviations.d/subscription.toml` with our answer and the reason.
+//! `tests/vectors/deviations.toml` with our answer and the reason.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
 

@@ -10,7 +10,7 @@ const NOW: i64 = 1_760_000_000;
 #[tokio::test]
 async fn a_subscription_comes_back_as_it_was_stored() {
     let (store, _folder) = empty_store().await;
-    assert_eq!(store.put(subscription(1, NOW)).await, Ok(Put::New));
+    assert_eq!(store.put(&subscription(1, NOW)).await, Ok(Put::New));
     let found = store.load(vec![device(1), device(2)]).await.unwrap();
     assert_eq!(rows(&found), rows(&[subscription(1, NOW)]));
     assert_eq!(store.count().await, Ok(1));
@@ -19,9 +19,9 @@ async fn a_subscription_comes_back_as_it_was_stored() {
 #[tokio::test]
 async fn an_older_signature_never_overwrites_a_newer_one() {
     let (store, _folder) = empty_store().await;
-    store.put(subscription(1, NOW)).await.unwrap();
-    assert_eq!(store.put(subscription(1, NOW - 1)).await, Ok(Put::KeptNewer));
-    assert_eq!(store.put(subscription(1, NOW + 1)).await, Ok(Put::Renewed));
+    store.put(&subscription(1, NOW)).await.unwrap();
+    assert_eq!(store.put(&subscription(1, NOW - 1)).await, Ok(Put::KeptNewer));
+    assert_eq!(store.put(&subscription(1, NOW + 1)).await, Ok(Put::Renewed));
     let found = store.load(vec![device(1)]).await.unwrap();
     assert_eq!(rows(&found), rows(&[subscription(1, NOW + 1)]));
 }
@@ -29,13 +29,13 @@ async fn an_older_signature_never_overwrites_a_newer_one() {
 #[tokio::test]
 async fn of_two_with_the_same_time_the_later_request_wins() {
     let (store, _folder) = empty_store().await;
-    store.put(subscription(1, NOW)).await.unwrap();
-    assert_eq!(store.put(subscription(1, NOW)).await, Ok(Put::Unchanged));
+    store.put(&subscription(1, NOW)).await.unwrap();
+    assert_eq!(store.put(&subscription(1, NOW)).await, Ok(Put::Unchanged));
     let other = || Subscription {
         want_data: false,
         ..subscription(1, NOW)
     };
-    assert_eq!(store.put(other()).await, Ok(Put::Renewed));
+    assert_eq!(store.put(&other()).await, Ok(Put::Renewed));
     assert_eq!(rows(&store.load(vec![device(1)]).await.unwrap()), rows(&[other()]));
 }
 
@@ -46,11 +46,11 @@ async fn changes_of_one_device_take_effect_in_their_order_within_a_group() {
     // Polled in this order before the writing task runs, so they share a group.
     let answers = tokio::join!(
         biased;
-        store.put(subscription(1, NOW)),
-        store.put(subscription(1, NOW - 5)),
+        store.put(&subscription(1, NOW)),
+        store.put(&subscription(1, NOW - 5)),
         store.remove(&one),
-        store.put(subscription(1, NOW - 5)),
-        store.put(subscription(2, NOW)),
+        store.put(&subscription(1, NOW - 5)),
+        store.put(&subscription(2, NOW)),
     );
     assert_eq!(
         answers,
@@ -59,7 +59,7 @@ async fn changes_of_one_device_take_effect_in_their_order_within_a_group() {
     let found = store.load(vec![device(1), device(2)]).await.unwrap();
     assert_eq!(rows(&found), rows(&[subscription(1, NOW - 5), subscription(2, NOW)]));
     // Removal and renewal of stored rows in one group take the script with both.
-    let answers = tokio::join!(biased; store.remove(&one), store.put(subscription(2, NOW + 1)));
+    let answers = tokio::join!(biased; store.remove(&one), store.put(&subscription(2, NOW + 1)));
     assert_eq!(answers, (Ok(true), Ok(Put::Renewed)));
     assert_eq!(rows(&all(&store).await), rows(&[subscription(2, NOW + 1)]));
 }
@@ -67,7 +67,7 @@ async fn changes_of_one_device_take_effect_in_their_order_within_a_group() {
 #[tokio::test]
 async fn a_dead_token_does_not_remove_a_row_signed_later() {
     let (store, _folder) = empty_store().await;
-    store.put(subscription(1, NOW)).await.unwrap();
+    store.put(&subscription(1, NOW)).await.unwrap();
     assert_eq!(store.remove_if_older(&device(1), NOW * 1_000).await, Ok(false));
     assert_eq!(store.remove_if_older(&device(1), NOW * 1_000 + 1).await, Ok(true));
     assert_eq!(store.remove_if_older(&device(1), NOW * 1_000 + 1).await, Ok(false));
@@ -112,8 +112,8 @@ async fn what_was_answered_is_there_after_a_crash() {
 #[tokio::test]
 async fn a_wal_cut_in_the_middle_of_a_commit_keeps_the_commits_before() {
     let (store, folder) = empty_store().await;
-    store.put(subscription(1, NOW)).await.unwrap();
-    store.put(subscription(2, NOW)).await.unwrap();
+    store.put(&subscription(1, NOW)).await.unwrap();
+    store.put(&subscription(2, NOW)).await.unwrap();
     let wal = std::fs::read(folder.path().join("subscriptions.db-wal")).unwrap();
     let crashed = TempDir::new().unwrap();
     std::fs::copy(
@@ -129,9 +129,9 @@ async fn a_wal_cut_in_the_middle_of_a_commit_keeps_the_commits_before() {
 #[tokio::test]
 async fn a_closed_store_opens_again_with_everything_and_an_empty_wal() {
     let (store, folder) = empty_store().await;
-    store.put(subscription(1, NOW)).await.unwrap();
+    store.put(&subscription(1, NOW)).await.unwrap();
     store.close().await;
-    assert_eq!(store.put(subscription(2, NOW)).await, Err(StoreError::Closed));
+    assert_eq!(store.put(&subscription(2, NOW)).await, Err(StoreError::Closed));
     assert!(!folder.path().join("subscriptions.db-wal").exists());
     let again = open(folder.path(), KEY).await.unwrap();
     assert_eq!(again.count().await, Ok(1));
@@ -146,7 +146,7 @@ async fn a_second_notifier_on_the_same_file_is_refused() {
 #[tokio::test]
 async fn another_lookup_key_is_refused() {
     let (store, folder) = empty_store().await;
-    store.put(subscription(1, NOW)).await.unwrap();
+    store.put(&subscription(1, NOW)).await.unwrap();
     store.close().await;
     assert_eq!(
         open(folder.path(), [8; 32]).await.err(),
@@ -166,9 +166,9 @@ async fn a_damaged_row_hides_no_other_and_gives_way_to_a_renewal() {
             .unwrap();
     }
     let store = SqliteStore::start(file, writer, key()).await.unwrap();
-    store.put(subscription(2, NOW)).await.unwrap();
+    store.put(&subscription(2, NOW)).await.unwrap();
     assert_eq!(rows(&all(&store).await), rows(&[subscription(2, NOW)]));
-    assert_eq!(store.put(subscription(1, NOW)).await, Ok(Put::Renewed));
+    assert_eq!(store.put(&subscription(1, NOW)).await, Ok(Put::Renewed));
     assert_eq!(all(&store).await.len(), 2);
     drop(folder);
 }
@@ -183,7 +183,7 @@ async fn a_full_disk_is_named_and_the_store_recovers_when_there_is_space() {
     let store = SqliteStore::start(file, writer, key()).await.unwrap();
     let mut stored = 0;
     let error = loop {
-        match store.put(subscription(stored, NOW)).await {
+        match store.put(&subscription(stored, NOW)).await {
             Ok(_) => stored += 1,
             Err(error) => break error,
         }
@@ -195,7 +195,7 @@ async fn a_full_disk_is_named_and_the_store_recovers_when_there_is_space() {
     for n in 0..stored {
         assert_eq!(store.remove(&device(n)).await, Ok(true));
     }
-    assert_eq!(store.put(subscription(stored, NOW)).await, Ok(Put::New));
+    assert_eq!(store.put(&subscription(stored, NOW)).await, Ok(Put::New));
 }
 
 #[tokio::test]
@@ -208,7 +208,7 @@ async fn a_file_that_is_no_database_is_refused() {
 #[tokio::test]
 async fn nothing_of_a_removed_subscription_stays_in_the_files() {
     let (store, folder) = empty_store().await;
-    store.put(subscription(1, NOW)).await.unwrap();
+    store.put(&subscription(1, NOW)).await.unwrap();
     store.remove(&device(1)).await.unwrap();
     store.close().await;
     let file = std::fs::read(folder.path().join("subscriptions.db")).unwrap();
@@ -243,7 +243,7 @@ async fn claimed() -> (SqliteFile, Writer, TempDir) {
 }
 
 async fn put_many(store: &SqliteStore, subscriptions: impl Iterator<Item = Subscription>) {
-    let puts = futures_util::stream::iter(subscriptions.map(|subscription| store.put(subscription)));
+    let puts = futures_util::stream::iter(subscriptions.map(|subscription| store.put(&subscription)));
     futures_util::StreamExt::for_each_concurrent(puts, 50, async |put| assert_eq!(put.await, Ok(Put::New))).await;
 }
 

@@ -1,0 +1,231 @@
+//! Finds private values in whatever a process let out, in any of the forms in which one could have got there.
+//!
+//! In: marked values, bytes of a sink. Out: which value stands there and how it was written. Never: takes a value for another: what is
+//! searched for are nine bytes in a row, of values that are random.
+
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+/// Bytes of a value that count as a leak. Nine bytes are three groups of base64, so that every alignment has such a piece.
+const PIECE: usize = 9;
+/// The head of a value is searched for in shorter form too: "the first few digits" is how people shorten things.
+const HEAD: usize = 6;
+/// Bytes of a pattern that the table is keyed by.
+const KEY: usize = 6;
+/// Of a long value, such as a message, so much of its beginning and of its end.
+const LONG: usize = 96;
+
+/// How a value may be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    Raw,
+    Reversed,
+    HexLower,
+    HexUpper,
+    HexOfReversed,
+    Base64,
+    Base64Url,
+    /// `1, 2, 3`, as Debug prints bytes.
+    DecimalList,
+    /// `1,2,3`, as JSON prints bytes.
+    DecimalListTight,
+    /// `\x9f`, as Debug prints `Bytes`.
+    RustEscape,
+    /// `\u009f`
+    JsonEscape,
+    Percent,
+    Utf16,
+    Utf16OfHex,
+}
+
+impl Form {
+    pub const ALL: [Self; 14] = [
+        Self::Raw,
+        Self::Reversed,
+        Self::HexLower,
+        Self::HexUpper,
+        Self::HexOfReversed,
+        Self::Base64,
+        Self::Base64Url,
+        Self::DecimalList,
+        Self::DecimalListTight,
+        Self::RustEscape,
+        Self::JsonEscape,
+        Self::Percent,
+        Self::Utf16,
+        Self::Utf16OfHex,
+    ];
+
+    /// `bytes` written in this form.
+    pub fn write(self, bytes: &[u8]) -> Vec<u8> {
+        let reversed = || bytes.iter().rev().copied().collect::<Vec<u8>>();
+        let each = |write: fn(u8) -> String| bytes.iter().map(|byte| write(*byte)).collect::<String>().into_bytes();
+        let list = |between: &str| {
+            let numbers: Vec<_> = bytes.iter().map(u8::to_string).collect();
+            numbers.join(between).into_bytes()
+        };
+        match self {
+            Self::Raw => bytes.to_vec(),
+            Self::Reversed => reversed(),
+            Self::HexLower => hex::encode(bytes).into_bytes(),
+            Self::HexUpper => hex::encode_upper(bytes).into_bytes(),
+            Self::HexOfReversed => hex::encode(reversed()).into_bytes(),
+            Self::Base64 => STANDARD_NO_PAD.encode(bytes).into_bytes(),
+            Self::Base64Url => URL_SAFE_NO_PAD.encode(bytes).into_bytes(),
+            Self::DecimalList => list(", "),
+            Self::DecimalListTight => list(","),
+            Self::RustEscape => bytes.escape_ascii().to_string().into_bytes(),
+            Self::JsonEscape => each(|byte| match byte {
+                b' '..=b'~' => char::from(byte).to_string(),
+                _ => format!("\\u{byte:04x}"),
+            }),
+            Self::Percent => each(|byte| match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+                _ => format!("%{byte:02X}"),
+            }),
+            Self::Utf16 => bytes.iter().flat_map(|byte| [*byte, 0]).collect(),
+            Self::Utf16OfHex => hex::encode(bytes).bytes().flat_map(|digit| [digit, 0]).collect(),
+        }
+    }
+}
+
+/// One leak.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    pub value: String,
+    pub form: Form,
+    /// Where in the sink.
+    pub at: usize,
+}
+
+/// All marked values, ready to be searched for.
+#[derive(Default)]
+pub struct Search {
+    names: Vec<String>,
+    example: Vec<u8>,
+    patterns: HashMap<[u8; KEY], Vec<(Vec<u8>, usize, Form)>>,
+}
+
+impl Search {
+    /// A value of at least nine bytes.
+    pub fn mark(&mut self, name: impl Into<String>, value: &[u8]) {
+        let name = name.into();
+        assert!(value.len() >= PIECE, "{name} is too short to be told from chance");
+        let number = self.names.len();
+        self.names.push(name);
+        if self.example.is_empty() {
+            self.example = value.to_vec();
+        }
+        let (front, back) = if value.len() > 2 * LONG {
+            (&value[..LONG], &value[value.len() - LONG..])
+        } else {
+            (value, &value[..0])
+        };
+        for form in Form::ALL {
+            for piece in front.windows(PIECE).chain(back.windows(PIECE)) {
+                self.add(form.write(piece), number, form);
+            }
+        }
+        for form in [Form::HexLower, Form::HexUpper, Form::RustEscape] {
+            self.add(form.write(&value[..HEAD]), number, form);
+        }
+    }
+
+    /// Bytes that nobody reads as text: also marked as the texts that people write them as.
+    pub fn mark_bytes(&mut self, name: &str, value: &[u8]) {
+        self.mark(name, value);
+        self.mark(format!("{name}, hex text"), hex::encode(value).as_bytes());
+        self.mark(format!("{name}, base64 text"), STANDARD.encode(value).as_bytes());
+    }
+
+    /// An address, in the forms in which so few bytes can be told from chance.
+    pub fn mark_address(&mut self, name: &str, address: Ipv4Addr) {
+        self.mark(name, address.to_string().as_bytes());
+        let number = self.names.len() - 1;
+        for form in [
+            Form::HexLower,
+            Form::HexUpper,
+            Form::DecimalList,
+            Form::DecimalListTight,
+            Form::RustEscape,
+        ] {
+            self.add(form.write(&address.octets()), number, form);
+        }
+    }
+
+    /// A value that is marked, for somebody who plants it.
+    pub fn example(&self) -> &[u8] {
+        &self.example
+    }
+
+    pub fn values(&self) -> usize {
+        self.names.len()
+    }
+
+    pub fn find(&self, sink: &[u8]) -> Option<Found> {
+        sink.windows(KEY).enumerate().find_map(|(at, key)| {
+            let key: &[u8; KEY] = key.try_into().expect("windows have the length asked for");
+            let candidates = self.patterns.get(key)?;
+            candidates
+                .iter()
+                .find(|(pattern, ..)| sink[at..].starts_with(pattern))
+                .map(|(_, number, form)| Found {
+                    value: self.names[*number].clone(),
+                    form: *form,
+                    at,
+                })
+        })
+    }
+
+    fn add(&mut self, pattern: Vec<u8>, number: usize, form: Form) {
+        let Some(key) = pattern.first_chunk::<KEY>() else {
+            return;
+        };
+        self.patterns.entry(*key).or_default().push((pattern, number, form));
+    }
+}
+
+/// What one process let out, by where it went.
+#[derive(Default)]
+pub struct Sinks(Vec<(String, Vec<u8>)>);
+
+impl Sinks {
+    pub fn add(&mut self, name: impl Into<String>, bytes: impl AsRef<[u8]>) {
+        let name = name.into();
+        let bytes = bytes.as_ref();
+        match self.0.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, sink)) => {
+                sink.push(b'\n');
+                sink.extend_from_slice(bytes);
+            }
+            None => self.0.push((name, bytes.to_vec())),
+        }
+    }
+
+    pub fn each(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.0.iter().map(|(name, bytes)| (&**name, &**bytes))
+    }
+
+    pub fn length(&self, name: &str) -> usize {
+        self.each()
+            .find(|(known, _)| *known == name)
+            .map_or(0, |(_, sink)| sink.len())
+    }
+
+    /// Each leak with the name of its sink and the text around it.
+    pub fn leaks(&self, search: &Search) -> Vec<String> {
+        let leak = |(name, sink): (&str, &[u8])| {
+            let found = search.find(sink)?;
+            let around = &sink[found.at.saturating_sub(120)..(found.at + 120).min(sink.len())];
+            Some(format!(
+                "{name} has \"{}\" as {:?}: …{}…",
+                found.value,
+                found.form,
+                around.escape_ascii()
+            ))
+        };
+        self.each().filter_map(leak).collect()
+    }
+}

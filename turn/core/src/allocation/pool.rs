@@ -1,0 +1,443 @@
+//! What all shards share when an allocation begins or ends: relay ports, reservations, quotas.
+//!
+//! In: wishes behind a valid integrity. Out: a port nobody can guess, or a refusal. Never: on the path of a packet; its lock is taken
+//! only to begin and to end an allocation.
+
+use super::QuotaFault;
+use crate::auth::UserId;
+use crate::peers::RelayTable;
+use crate::time::{Now, Random, Seconds};
+use crate::wire::RelayAddr;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// A client that asked for a pair has this long to ask for the second port (RFC 8656 §7.2: at least 30 s).
+pub const RESERVATION_LIFETIME: Duration = Duration::from_secs(60);
+
+/// Which port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortWish {
+    Any,
+    Even,
+    /// An even one, and the next one kept for later.
+    Pair,
+}
+
+/// A port given out, with the token of its neighbour if that was wished.
+#[derive(Clone, Copy)]
+pub struct Taken {
+    pub relay: RelayAddr,
+    pub token: Option<[u8; 8]>,
+}
+
+/// Shared by all shards.
+pub struct Pool {
+    relays: RelayTable,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// By the number of the relay address.
+    free: Vec<PortSet>,
+    /// Ports of ended allocations, soonest first: a late packet for the old client must not reach a new one.
+    cooling: VecDeque<(Seconds, RelayAddr)>,
+    reservations: BTreeMap<[u8; 8], Reservation>,
+    total: u32,
+    by_prefix: BTreeMap<u64, u32>,
+}
+
+struct Reservation {
+    relay: RelayAddr,
+    user: UserId,
+    until: Seconds,
+}
+
+impl Pool {
+    pub fn new(relays: RelayTable) -> Self {
+        let (first, _) = relays.ports();
+        let ports = PortSet::full(first, relays.ports_per_address());
+        let state = State {
+            free: vec![ports; relays.len()],
+            cooling: VecDeque::new(),
+            reservations: BTreeMap::new(),
+            total: 0,
+            by_prefix: BTreeMap::new(),
+        };
+        Self {
+            relays,
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Counts one more allocation of a source prefix (as its keyed hash), unless a quota is reached.
+    pub fn enter(&self, prefix: u64, most: u32, most_per_prefix: u32) -> Result<(), QuotaFault> {
+        let mut state = self.lock();
+        if state.total >= most {
+            return Err(QuotaFault::Total);
+        }
+        let of_prefix = state.by_prefix.entry(prefix).or_default();
+        if *of_prefix >= most_per_prefix {
+            if *of_prefix == 0 {
+                state.by_prefix.remove(&prefix);
+            }
+            return Err(QuotaFault::Prefix);
+        }
+        *of_prefix += 1;
+        state.total += 1;
+        Ok(())
+    }
+
+    pub fn leave(&self, prefix: u64) {
+        let mut state = self.lock();
+        state.total = state.total.saturating_sub(1);
+        if let Some(of_prefix) = state.by_prefix.get_mut(&prefix) {
+            *of_prefix -= 1;
+            if *of_prefix == 0 {
+                state.by_prefix.remove(&prefix);
+            }
+        }
+    }
+
+    /// A random free port of that family. `None`: there is none.
+    pub fn take(&self, is_v6: bool, wish: PortWish, user: UserId, now: Now, random: Random<'_>) -> Option<Taken> {
+        let mut state = self.lock();
+        state.settle(now.seconds());
+        let addresses: Vec<u8> = self.relays.of_family(is_v6).collect();
+        let begin = below(random, addresses.len());
+        for address in addresses.iter().cycle().skip(begin).take(addresses.len()).copied() {
+            let Some(port) = state
+                .free
+                .get(usize::from(address))
+                .and_then(|free| free.pick(wish, random))
+            else {
+                continue;
+            };
+            let relay = RelayAddr { address, port };
+            state.mark(relay, false);
+            let mut token = None;
+            if wish == PortWish::Pair {
+                let mut bytes = [0; 8];
+                random(&mut bytes);
+                let relay = RelayAddr {
+                    address,
+                    port: port.saturating_add(1),
+                };
+                let reservation = Reservation {
+                    relay,
+                    user,
+                    until: now.after(RESERVATION_LIFETIME),
+                };
+                // A token met twice is one in 2^64; the older one wins and this port stays free.
+                if state.reservations.contains_key(&bytes) {
+                    state.mark(RelayAddr { address, port }, true);
+                    return None;
+                }
+                state.mark(relay, false);
+                state.reservations.insert(bytes, reservation);
+                token = Some(bytes);
+            }
+            return Some(Taken { relay, token });
+        }
+        None
+    }
+
+    /// The port behind a token, once, for the user who reserved it.
+    pub fn claim(&self, token: &[u8; 8], user: UserId, now: Now) -> Option<RelayAddr> {
+        let mut state = self.lock();
+        state.settle(now.seconds());
+        if state.reservations.get(token)?.user != user {
+            return None;
+        }
+        state.reservations.remove(token).map(|reservation| reservation.relay)
+    }
+
+    /// After its cool-down the port is free again.
+    pub fn give_back(&self, relay: RelayAddr, free_at: Seconds) {
+        let mut state = self.lock();
+        let at = state.cooling.partition_point(|(other, _)| *other <= free_at);
+        state.cooling.insert(at, (free_at, relay));
+    }
+
+    pub fn allocations(&self) -> u32 {
+        self.lock().total
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Counters and bits are whole between any two statements: a panic elsewhere leaves nothing half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Frees what has cooled down and what nobody claimed.
+    fn settle(&mut self, now: Seconds) {
+        while self.cooling.front().is_some_and(|(free_at, _)| *free_at <= now) {
+            if let Some((_, relay)) = self.cooling.pop_front() {
+                self.mark(relay, true);
+            }
+        }
+        let unclaimed: Vec<[u8; 8]> = self
+            .reservations
+            .iter()
+            .filter(|(_, reservation)| reservation.until <= now)
+            .map(|(token, _)| *token)
+            .collect();
+        for token in unclaimed {
+            if let Some(reservation) = self.reservations.remove(&token) {
+                self.mark(reservation.relay, true);
+            }
+        }
+    }
+
+    fn mark(&mut self, relay: RelayAddr, is_free: bool) {
+        if let Some(ports) = self.free.get_mut(usize::from(relay.address)) {
+            ports.mark(relay.port, is_free);
+        }
+    }
+}
+
+/// A bitmap of free ports.
+#[derive(Clone)]
+struct PortSet {
+    first: u16,
+    ports: usize,
+    bits: Vec<u64>,
+    free: usize,
+}
+
+impl PortSet {
+    fn full(first: u16, ports: usize) -> Self {
+        let mut set = Self {
+            first,
+            ports,
+            bits: vec![0; ports.div_ceil(64)],
+            free: 0,
+        };
+        for place in 0..ports {
+            set.mark(first.saturating_add(place as u16), true);
+        }
+        set
+    }
+
+    fn mark(&mut self, port: u16, is_free: bool) {
+        let place = usize::from(port.wrapping_sub(self.first));
+        if place >= self.ports {
+            return;
+        }
+        if let Some(word) = self.bits.get_mut(place / 64) {
+            let bit = 1 << (place % 64);
+            match (*word & bit == 0, is_free) {
+                (true, true) => {
+                    *word |= bit;
+                    self.free += 1;
+                }
+                (false, false) => {
+                    *word &= !bit;
+                    self.free -= 1;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn is_free(&self, place: usize) -> bool {
+        place < self.ports
+            && self
+                .bits
+                .get(place / 64)
+                .is_some_and(|word| word >> (place % 64) & 1 == 1)
+    }
+
+    fn suits(&self, place: usize, wish: PortWish) -> bool {
+        let is_even = (usize::from(self.first) + place).is_multiple_of(2);
+        self.is_free(place)
+            && match wish {
+                PortWish::Any => true,
+                PortWish::Even => is_even,
+                PortWish::Pair => is_even && self.is_free(place + 1),
+            }
+    }
+
+    /// Draws until a port suits; when nearly all are taken, the first one behind the last draw.
+    fn pick(&self, wish: PortWish, random: Random<'_>) -> Option<u16> {
+        if self.free == 0 {
+            return None;
+        }
+        const DRAWS: usize = 32;
+        let mut last = 0;
+        for _ in 0..DRAWS {
+            last = below(random, self.ports);
+            if self.suits(last, wish) {
+                return self.port(last);
+            }
+        }
+        (last..self.ports)
+            .chain(0..last)
+            .find(|place| self.suits(*place, wish))
+            .and_then(|place| self.port(place))
+    }
+
+    fn port(&self, place: usize) -> Option<u16> {
+        self.first.checked_add(u16::try_from(place).ok()?)
+    }
+}
+
+/// A number below the bound. 64 random bits make its bias less than 2^-47 for any count of ports.
+fn below(random: Random<'_>, bound: usize) -> usize {
+    let mut bytes = [0; 8];
+    random(&mut bytes);
+    (u64::from_le_bytes(bytes) % (bound.max(1) as u64)) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peers::RelayAddress;
+
+    const NOW: Now = Now {
+        steady: Duration::ZERO,
+        unix_seconds: 0,
+    };
+
+    fn pool(ports: (u16, u16)) -> Pool {
+        let ip = "9.9.9.9".parse().unwrap();
+        Pool::new(
+            RelayTable::new(
+                vec![RelayAddress {
+                    bind: ip,
+                    advertised: ip,
+                }],
+                ports,
+            )
+            .unwrap(),
+        )
+    }
+
+    fn user(name: &[u8]) -> UserId {
+        UserId::for_tests(name)
+    }
+
+    /// Not random at all, but spread.
+    fn generator() -> impl FnMut(&mut [u8]) {
+        let mut state = 0x9E37_79B9_7F4A_7C15u64;
+        move |bytes| {
+            for byte in bytes {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                *byte = (state >> 33) as u8;
+            }
+        }
+    }
+
+    fn at(seconds: u64) -> Now {
+        Now {
+            steady: Duration::from_secs(seconds),
+            ..NOW
+        }
+    }
+
+    #[test]
+    fn every_port_is_given_once_and_never_in_order() {
+        let pool = pool((50_000, 50_999));
+        let mut random = generator();
+        let ports: Vec<u16> = (0..1000)
+            .map(|_| {
+                pool.take(false, PortWish::Any, user(b"a"), NOW, &mut random)
+                    .unwrap()
+                    .relay
+                    .port
+            })
+            .collect();
+        assert!(pool.take(false, PortWish::Any, user(b"a"), NOW, &mut random).is_none());
+        assert!(pool.take(true, PortWish::Any, user(b"a"), NOW, &mut random).is_none());
+        let mut sorted = ports.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, (50_000..=50_999).collect::<Vec<_>>());
+        let in_order = ports
+            .windows(2)
+            .filter(|pair| pair[1] == pair[0].wrapping_add(1))
+            .count();
+        assert!(in_order < 50, "{in_order}");
+    }
+
+    #[test]
+    fn a_port_cools_down_before_it_is_given_again() {
+        let pool = pool((50_000, 50_000));
+        let mut random = generator();
+        let relay = pool
+            .take(false, PortWish::Any, user(b"a"), NOW, &mut random)
+            .unwrap()
+            .relay;
+        pool.give_back(relay, at(10).after(Duration::from_secs(60)));
+        assert!(
+            pool.take(false, PortWish::Any, user(b"a"), at(69), &mut random)
+                .is_none()
+        );
+        assert!(
+            pool.take(false, PortWish::Any, user(b"a"), at(70), &mut random)
+                .is_some()
+        );
+    }
+
+    #[test]
+    fn a_pair_is_even_and_its_token_is_good_once_for_its_user() {
+        let pool = pool((50_001, 50_004));
+        let mut random = generator();
+        let taken = pool.take(false, PortWish::Pair, user(b"a"), NOW, &mut random).unwrap();
+        assert_eq!(taken.relay.port, 50_002);
+        let token = taken.token.unwrap();
+        assert!(pool.claim(&token, user(b"b"), NOW).is_none());
+        assert!(pool.claim(&[0; 8], user(b"a"), NOW).is_none());
+        assert_eq!(pool.claim(&token, user(b"a"), NOW).unwrap().port, 50_003);
+        assert!(pool.claim(&token, user(b"a"), NOW).is_none());
+        // 50001 and 50004 are left: no pair, one even port.
+        assert!(pool.take(false, PortWish::Pair, user(b"a"), NOW, &mut random).is_none());
+        assert_eq!(
+            pool.take(false, PortWish::Even, user(b"a"), NOW, &mut random)
+                .unwrap()
+                .relay
+                .port,
+            50_004
+        );
+        assert!(pool.take(false, PortWish::Even, user(b"a"), NOW, &mut random).is_none());
+    }
+
+    #[test]
+    fn an_unclaimed_reservation_ends_and_its_port_is_free_again() {
+        let pool = pool((50_000, 50_001));
+        let mut random = generator();
+        let token = pool
+            .take(false, PortWish::Pair, user(b"a"), NOW, &mut random)
+            .unwrap()
+            .token
+            .unwrap();
+        assert!(
+            pool.take(false, PortWish::Any, user(b"a"), at(59), &mut random)
+                .is_none()
+        );
+        assert_eq!(
+            pool.take(false, PortWish::Any, user(b"a"), at(60), &mut random)
+                .unwrap()
+                .relay
+                .port,
+            50_001
+        );
+        assert!(pool.claim(&token, user(b"a"), at(60)).is_none());
+    }
+
+    #[test]
+    fn quotas_count_prefixes_and_all() {
+        let pool = pool((50_000, 50_001));
+        assert_eq!(pool.enter(1, 3, 2), Ok(()));
+        assert_eq!(pool.enter(1, 3, 2), Ok(()));
+        assert_eq!(pool.enter(1, 3, 2), Err(QuotaFault::Prefix));
+        assert_eq!(pool.enter(2, 3, 2), Ok(()));
+        assert_eq!(pool.enter(3, 3, 2), Err(QuotaFault::Total));
+        pool.leave(1);
+        assert_eq!(pool.enter(1, 3, 2), Ok(()));
+        assert_eq!(pool.allocations(), 3);
+        assert_eq!(pool.enter(9, 9, 0), Err(QuotaFault::Prefix));
+    }
+}

@@ -1,0 +1,629 @@
+//! The path of a packet: from a client to a peer, from a peer to a client, or from client to client within this server.
+//!
+//! In: who sent how many bytes, and a ChannelData header. Out: a [`Route`]. Never: allocates, locks, parses more than four bytes, or
+//! decides who may talk: that stands in the index, which control writes from the allocations.
+//!
+//! Each shard has its own entries for its own clients. What other shards need to reach such a client lies in the [`Index`] they share:
+//! one slot per relayed address.
+
+pub mod slot;
+
+use crate::peers::RelayTable;
+use crate::table::{HashKey, Places};
+use crate::time::{Rate, Seconds, nanoseconds};
+use crate::wire::{CHANNEL_HEADER, ChannelData, ChannelNumber, FiveTuple, PeerAddr, RelayAddr};
+use slot::{Slot, Word};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use zeroize::Zeroize;
+
+/// Channels of one allocation to other allocations of this server, at most: what a slot holds.
+pub const LOCAL_CHANNELS: usize = 8;
+
+/// Where a packet goes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// Out of the relayed address.
+    Peer { relay: RelayAddr, peer: PeerAddr },
+    /// To a client: as ChannelData if a channel is bound to the source, otherwise as a Data indication.
+    Client {
+        recipient: Recipient,
+        channel: Option<ChannelNumber>,
+        source: PeerAddr,
+    },
+}
+
+/// A client and the shard that owns it: over UDP any shard can send, over streams only that one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recipient {
+    pub client: FiveTuple,
+    pub shard: u16,
+}
+
+/// Why a packet goes nowhere. The names are metric labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dropped {
+    /// Number out of range, or a length beyond the end.
+    BadChannelData,
+    NoAllocation,
+    NoChannel,
+    /// The receiver, or the sender, has no permission for the other.
+    NoPermission,
+    /// One of our relayed addresses that nobody has now.
+    NobodyThere,
+    /// The allocation has none of the peer's family.
+    OtherFamily,
+    /// Above the rate of the allocation.
+    AllocationBandwidth,
+    /// Above the rate of the server.
+    TotalBandwidth,
+    /// The receiver's slot was written at every try.
+    Contended,
+    /// With its header it would be no datagram.
+    TooLong,
+}
+
+impl Dropped {
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::BadChannelData => "bad_channel_data",
+            Self::NoAllocation => "no_allocation",
+            Self::NoChannel => "no_channel",
+            Self::NoPermission => "no_permission",
+            Self::NobodyThere => "nobody_there",
+            Self::OtherFamily => "other_family",
+            Self::AllocationBandwidth => "allocation_bandwidth",
+            Self::TotalBandwidth => "total_bandwidth",
+            Self::Contended => "contended",
+            Self::TooLong => "too_long",
+        }
+    }
+}
+
+/// What left, in packets and bytes of payload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// One shard's forwarding.
+pub struct Forwarding {
+    index: Arc<Index>,
+    shard: u16,
+    hash_key: HashKey,
+    per_allocation: Rate,
+    total: Rate,
+    /// Bytes already taken from the total.
+    credit: u64,
+    /// By the place of the allocation.
+    entries: Vec<Option<Box<Entry>>>,
+    by_client: Places,
+    /// Place by relayed address.
+    by_relay: Vec<u32>,
+    pub to_peers: Traffic,
+    pub to_clients: Traffic,
+    /// From client to client.
+    pub within: Traffic,
+}
+
+/// One allocation as a packet needs it.
+struct Entry {
+    client: FiveTuple,
+    relays: [Option<RelayAddr>; 2],
+    expires: Seconds,
+    permissions: Vec<Permitted>,
+    channels: Vec<Bound>,
+    /// States of the two rates.
+    up: u64,
+    down: u64,
+}
+
+#[derive(Clone, Copy, Zeroize)]
+struct Permitted {
+    peer: PeerAddr,
+    until: u32,
+}
+
+#[derive(Clone, Copy, Zeroize)]
+struct Bound {
+    number: u16,
+    peer: PeerAddr,
+    until: u32,
+    /// Of the permission for the same address, so that a packet needs one look.
+    permitted_until: u32,
+    /// The peer is this relayed address of ours.
+    local: Option<RelayAddr>,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.client.zeroize();
+        self.relays.zeroize();
+        self.permissions.zeroize();
+        self.channels.zeroize();
+    }
+}
+
+/// What control writes for one allocation.
+pub struct View<P, C> {
+    pub client: FiveTuple,
+    pub relays: [Option<RelayAddr>; 2],
+    pub expires: Seconds,
+    pub permissions: P,
+    pub channels: C,
+}
+
+const NOWHERE: u32 = u32::MAX;
+/// Taken from the total at a time, so that shards seldom meet on its one number.
+const CREDIT: u64 = 65_536;
+/// Tries to read a slot.
+const TRIES: usize = 64;
+/// IPv4 without options; over IPv6 a little more would fit.
+const MAX_DATAGRAM: usize = 65_507;
+
+impl Forwarding {
+    pub fn new(index: Arc<Index>, shard: u16, hash_key: HashKey, per_allocation: Rate, total: Rate) -> Self {
+        let relayed = index.relays.len() * index.relays.ports_per_address();
+        Self {
+            index,
+            shard,
+            hash_key,
+            per_allocation,
+            total,
+            credit: 0,
+            entries: Vec::new(),
+            by_client: Places::default(),
+            by_relay: vec![NOWHERE; relayed],
+            to_peers: Traffic::default(),
+            to_clients: Traffic::default(),
+            within: Traffic::default(),
+        }
+    }
+
+    /// A ChannelData message of a client. The range is its payload.
+    pub fn client_packet(
+        &mut self,
+        from: &FiveTuple,
+        bytes: &[u8],
+        now: Duration,
+    ) -> Result<(Route, Range<usize>), Dropped> {
+        let frame = ChannelData::parse(bytes).ok_or(Dropped::BadChannelData)?;
+        let place = self.find(from).ok_or(Dropped::NoAllocation)?;
+        let seconds = Seconds::at(now);
+        let entry = self.entry(place).filter(|entry| entry.expires > seconds);
+        let entry = entry.ok_or(Dropped::NoAllocation)?;
+        let number = frame.number.raw();
+        let bound = entry.channels.iter().find(|bound| bound.number == number);
+        let bound = *bound
+            .filter(|bound| bound.until > seconds.0)
+            .ok_or(Dropped::NoChannel)?;
+        if bound.permitted_until <= seconds.0 {
+            return Err(Dropped::NoPermission);
+        }
+        let payload = CHANNEL_HEADER..CHANNEL_HEADER + frame.data.len();
+        self.leave(place, bound.peer, bound.local, payload.len(), now)
+            .map(|route| (route, payload))
+    }
+
+    /// The data of a Send indication, which control has read and checked against the policy.
+    pub fn send(&mut self, from: &FiveTuple, peer: PeerAddr, length: usize, now: Duration) -> Result<Route, Dropped> {
+        let place = self.find(from).ok_or(Dropped::NoAllocation)?;
+        let seconds = Seconds::at(now);
+        let entry = self.entry(place).filter(|entry| entry.expires > seconds);
+        if !entry.ok_or(Dropped::NoAllocation)?.permits(&peer, seconds) {
+            return Err(Dropped::NoPermission);
+        }
+        let local = self.index.relays.relay_of(peer.socket());
+        self.leave(place, peer, local, length, now)
+    }
+
+    /// A datagram that came to a relayed address.
+    pub fn peer_packet(
+        &mut self,
+        relay: RelayAddr,
+        source: PeerAddr,
+        length: usize,
+        now: Duration,
+    ) -> Result<Route, Dropped> {
+        let (entry, source) = self.permitted(relay, source, Seconds::at(now))?;
+        let seconds = Seconds::at(now);
+        let recipient = Recipient {
+            client: entry.client,
+            shard: self.shard,
+        };
+        let channel = entry
+            .channels
+            .iter()
+            .find(|bound| bound.peer == source && bound.until > seconds.0);
+        let channel = channel.and_then(|bound| ChannelNumber::new(bound.number));
+        if length > MAX_DATAGRAM - LONGEST_PREFIX {
+            return Err(Dropped::TooLong);
+        }
+        let place = self.place_of(relay).unwrap_or(NOWHERE);
+        self.pay(place, length, now, |entry| &mut entry.down)?;
+        self.to_clients.add(length);
+        Ok(Route::Client {
+            recipient,
+            channel,
+            source,
+        })
+    }
+
+    /// Who is told about an ICMP message that says that a packet from this relayed address did not reach its peer.
+    pub fn icmp(&self, relay: RelayAddr, peer: PeerAddr, now: Duration) -> Result<(Recipient, PeerAddr), Dropped> {
+        let (entry, peer) = self.permitted(relay, peer, Seconds::at(now))?;
+        let recipient = Recipient {
+            client: entry.client,
+            shard: self.shard,
+        };
+        Ok((recipient, peer))
+    }
+
+    /// Puts one allocation in, or as it is now.
+    pub fn write<P, C>(&mut self, place: u32, view: View<P, C>)
+    where
+        P: Iterator<Item = (PeerAddr, Seconds)>,
+        C: Iterator<Item = (ChannelNumber, PeerAddr, Seconds)>,
+    {
+        let at = place as usize;
+        if self.entries.len() <= at {
+            self.entries.resize_with(at + 1, || None);
+        }
+        if self.entry(place).is_none() {
+            let entry = Entry {
+                client: view.client,
+                relays: [None; 2],
+                expires: view.expires,
+                permissions: Vec::new(),
+                channels: Vec::new(),
+                up: 0,
+                down: 0,
+            };
+            if let Some(slot) = self.entries.get_mut(at) {
+                *slot = Some(Box::new(entry));
+            }
+            let (key, entries) = (&self.hash_key, &self.entries);
+            let hash = key.of_client(&view.client);
+            self.by_client.insert(hash, place, |place| hash_of(key, entries, place));
+        }
+        let Some(Some(entry)) = self.entries.get_mut(at) else {
+            return;
+        };
+        entry.expires = view.expires;
+        refill(
+            &mut entry.permissions,
+            view.permissions.map(|(peer, until)| Permitted { peer, until: until.0 }),
+        );
+        let (permissions, relays) = (&entry.permissions, &self.index.relays);
+        let bound = view.channels.map(|(number, peer, until)| Bound {
+            number: number.raw(),
+            peer,
+            until: until.0,
+            permitted_until: permissions
+                .iter()
+                .find(|permitted| permitted.peer.same_ip(&peer))
+                .map_or(0, |permitted| permitted.until),
+            local: relays.relay_of(peer.socket()),
+        });
+        refill(&mut entry.channels, bound);
+        let before = std::mem::replace(&mut entry.relays, view.relays);
+        let words = words_of(entry, self.shard, &self.index.relays);
+        for relay in before
+            .into_iter()
+            .flatten()
+            .filter(|relay| !view.relays.contains(&Some(*relay)))
+        {
+            self.vacate(relay);
+        }
+        for relay in view.relays.into_iter().flatten() {
+            if let Some(place_of) = self.index.relays.place(relay).and_then(|at| self.by_relay.get_mut(at)) {
+                *place_of = place;
+            }
+            self.index.write(relay, &words);
+        }
+    }
+
+    /// Takes one out, and leaves nothing of it.
+    pub fn erase(&mut self, place: u32) {
+        let Some(entry) = self.entry(place) else {
+            return;
+        };
+        let (client, relays) = (entry.client, entry.relays);
+        for relay in relays.into_iter().flatten() {
+            self.vacate(relay);
+        }
+        let (key, entries) = (&self.hash_key, &self.entries);
+        self.by_client
+            .remove(key.of_client(&client), place, |place| hash_of(key, entries, place));
+        if let Some(slot) = self.entries.get_mut(place as usize) {
+            *slot = None;
+        }
+    }
+
+    pub fn set_rates(&mut self, per_allocation: Rate, total: Rate) {
+        self.per_allocation = per_allocation;
+        self.total = total;
+    }
+
+    /// The place of the allocation that has this relayed address.
+    pub fn place_of(&self, relay: RelayAddr) -> Option<u32> {
+        let at = self.index.relays.place(relay)?;
+        self.by_relay.get(at).copied().filter(|place| *place != NOWHERE)
+    }
+
+    fn find(&self, client: &FiveTuple) -> Option<u32> {
+        let hash = self.hash_key.of_client(client);
+        self.by_client.find(hash, |place| {
+            self.entry(place).is_some_and(|entry| entry.client == *client)
+        })
+    }
+
+    fn entry(&self, place: u32) -> Option<&Entry> {
+        self.entries.get(place as usize)?.as_deref()
+    }
+
+    /// The live entry of a relayed address, if it permits this peer; and the peer by the name that clients know.
+    fn permitted(&self, relay: RelayAddr, peer: PeerAddr, now: Seconds) -> Result<(&Entry, PeerAddr), Dropped> {
+        let entry = self.place_of(relay).and_then(|place| self.entry(place));
+        let entry = entry.filter(|entry| entry.expires > now).ok_or(Dropped::NoAllocation)?;
+        let peer = PeerAddr::new(self.index.relays.as_advertised(peer.socket()));
+        if !entry.permits(&peer, now) {
+            return Err(Dropped::NoPermission);
+        }
+        Ok((entry, peer))
+    }
+
+    /// Out of the server, or over to the allocation that has the peer's address.
+    fn leave(
+        &mut self,
+        place: u32,
+        peer: PeerAddr,
+        local: Option<RelayAddr>,
+        length: usize,
+        now: Duration,
+    ) -> Result<Route, Dropped> {
+        let relay = self
+            .entry(place)
+            .and_then(|entry| entry.relay_of_family(peer.is_v6(), &self.index.relays));
+        let relay = relay.ok_or(Dropped::OtherFamily)?;
+        if length > MAX_DATAGRAM - LONGEST_PREFIX {
+            return Err(Dropped::TooLong);
+        }
+        let Some(local) = local else {
+            self.pay(place, length, now, |entry| &mut entry.up)?;
+            self.to_peers.add(length);
+            return Ok(Route::Peer { relay, peer });
+        };
+        let words = self.index.read(local)?;
+        let (recipient, channel) = admitted(&words, relay, Seconds::at(now))?;
+        let source = self.index.relays.advertised(relay).ok_or(Dropped::OtherFamily)?;
+        self.pay(place, length, now, |entry| &mut entry.up)?;
+        self.within.add(length);
+        Ok(Route::Client {
+            recipient,
+            channel,
+            source: PeerAddr::new(source),
+        })
+    }
+
+    /// One rate of the allocation, and the server's. The receiver of an in-process hop does not pay: its rate belongs to another shard,
+    /// and it has permitted the sender, who pays.
+    fn pay(
+        &mut self,
+        place: u32,
+        length: usize,
+        now: Duration,
+        rate: impl Fn(&mut Entry) -> &mut u64,
+    ) -> Result<(), Dropped> {
+        let now = nanoseconds(now);
+        let length = length as u64;
+        let Some(Some(entry)) = self.entries.get_mut(place as usize) else {
+            return Err(Dropped::NoAllocation);
+        };
+        let state = rate(entry);
+        *state = self
+            .per_allocation
+            .admit(*state, now, length)
+            .ok_or(Dropped::AllocationBandwidth)?;
+        if self.credit < length {
+            self.index
+                .take_credit(&self.total, now)
+                .ok_or(Dropped::TotalBandwidth)?;
+            self.credit += CREDIT;
+        }
+        self.credit -= length;
+        Ok(())
+    }
+
+    fn vacate(&mut self, relay: RelayAddr) {
+        if let Some(place) = self.index.relays.place(relay).and_then(|at| self.by_relay.get_mut(at)) {
+            *place = NOWHERE;
+        }
+        self.index.write(relay, &[0; WORDS]);
+    }
+}
+
+/// 20 of STUN, 24 of XOR-PEER-ADDRESS, 4 of DATA, 3 of padding.
+const LONGEST_PREFIX: usize = 51;
+
+impl Traffic {
+    const fn add(&mut self, length: usize) {
+        self.packets += 1;
+        self.bytes += length as u64;
+    }
+}
+
+impl Entry {
+    fn permits(&self, peer: &PeerAddr, now: Seconds) -> bool {
+        self.permissions
+            .iter()
+            .any(|permitted| permitted.peer.same_ip(peer) && permitted.until > now.0)
+    }
+
+    fn relay_of_family(&self, is_v6: bool, relays: &RelayTable) -> Option<RelayAddr> {
+        self.relays
+            .into_iter()
+            .flatten()
+            .find(|relay| relays.get(relay.address).is_some_and(|one| one.bind.is_ipv6() == is_v6))
+    }
+}
+
+/// Overwrites the list; room grows before anything is in it.
+fn refill<T: Copy + Zeroize>(list: &mut Vec<T>, items: impl Iterator<Item = T>) {
+    list.zeroize();
+    for item in items {
+        if list.len() == list.capacity() {
+            let mut larger = Vec::with_capacity(list.len() + list.len().max(1));
+            larger.extend_from_slice(list);
+            std::mem::swap(list, &mut larger);
+            larger.zeroize();
+        }
+        list.push(item);
+    }
+}
+
+fn hash_of(key: &HashKey, entries: &[Option<Box<Entry>>], place: u32) -> u64 {
+    match entries.get(place as usize) {
+        Some(Some(entry)) => key.of_client(&entry.client),
+        _ => 0,
+    }
+}
+
+impl Word for AtomicU64 {
+    fn new(value: u64) -> Self {
+        Self::new(value)
+    }
+
+    fn load(&self, order: Ordering) -> u64 {
+        self.load(order)
+    }
+
+    fn store(&self, value: u64, order: Ordering) {
+        self.store(value, order);
+    }
+
+    fn fence(order: Ordering) {
+        std::sync::atomic::fence(order);
+    }
+
+    fn pause() {
+        std::hint::spin_loop();
+    }
+}
+
+/// Client and owner (3), expiry (1), permissions by our own addresses (4), channels to our own addresses (8).
+const WORDS: usize = 16;
+const EXPIRY: usize = 3;
+const PERMISSIONS: usize = 4;
+const CHANNELS: usize = 8;
+/// A slot or channel that is in use.
+const IN_USE: u64 = 1 << 63;
+
+/// What all shards share: for each relayed address, what it takes to reach its client.
+pub struct Index {
+    relays: RelayTable,
+    slots: Vec<Slot<AtomicU64, WORDS>>,
+    total: AtomicU64,
+}
+
+impl Index {
+    pub fn new(relays: RelayTable) -> Self {
+        let mut slots = Vec::new();
+        slots.resize_with(relays.len() * relays.ports_per_address(), Slot::default);
+        Self {
+            relays,
+            slots,
+            total: AtomicU64::new(0),
+        }
+    }
+
+    pub const fn relays(&self) -> &RelayTable {
+        &self.relays
+    }
+
+    fn read(&self, relay: RelayAddr) -> Result<[u64; WORDS], Dropped> {
+        let slot = self.relays.place(relay).and_then(|at| self.slots.get(at));
+        slot.ok_or(Dropped::NobodyThere)?.read(TRIES).ok_or(Dropped::Contended)
+    }
+
+    fn write(&self, relay: RelayAddr, words: &[u64; WORDS]) {
+        if let Some(slot) = self.relays.place(relay).and_then(|at| self.slots.get(at)) {
+            slot.write(words);
+        }
+    }
+
+    fn take_credit(&self, rate: &Rate, now: u64) -> Option<()> {
+        for _ in 0..TRIES {
+            let state = self.total.load(Ordering::Relaxed);
+            let next = rate.admit(state, now, CREDIT)?;
+            let taken = self
+                .total
+                .compare_exchange_weak(state, next, Ordering::Relaxed, Ordering::Relaxed);
+            if taken.is_ok() {
+                return Some(());
+            }
+        }
+        None
+    }
+}
+
+/// What a slot says about an entry.
+fn words_of(entry: &Entry, shard: u16, relays: &RelayTable) -> [u64; WORDS] {
+    let [high, low, rest] = entry.client.words();
+    let mut words = [0; WORDS];
+    let (client, others) = words.split_at_mut(EXPIRY);
+    client.copy_from_slice(&[high, low, rest | u64::from(shard) << 32]);
+    let (expiry, others) = others.split_at_mut(PERMISSIONS - EXPIRY);
+    expiry.copy_from_slice(&[IN_USE | u64::from(entry.expires.0)]);
+    let (permissions, channels) = others.split_at_mut(CHANNELS - PERMISSIONS);
+    for permitted in &entry.permissions {
+        if let Some(number) = relays.number_of(permitted.peer.ip())
+            && let Some(word) = permissions.get_mut(usize::from(number / 2))
+        {
+            let shift = u32::from(number % 2) * 32;
+            let until = u64::from(permitted.until).max(*word >> shift & 0xFFFF_FFFF);
+            *word = *word & !(0xFFFF_FFFF << shift) | until << shift;
+        }
+    }
+    let local = entry.channels.iter().filter_map(|bound| Some((bound, bound.local?)));
+    for (word, (bound, peer)) in channels.iter_mut().zip(local) {
+        *word = IN_USE
+            | u64::from(bound.until)
+            | u64::from(peer.port) << 32
+            | u64::from(bound.number & 0x0FFF) << 48
+            | u64::from(peer.address & 7) << 60;
+    }
+    words
+}
+
+/// May a packet from this relayed address of ours reach the client of the slot, and by which channel?
+fn admitted(
+    words: &[u64; WORDS],
+    from: RelayAddr,
+    now: Seconds,
+) -> Result<(Recipient, Option<ChannelNumber>), Dropped> {
+    let [high, low, rest, expiry, others @ ..] = *words;
+    let lives = |word: u64| word as u32 > now.0;
+    if expiry & IN_USE == 0 || !lives(expiry) {
+        return Err(Dropped::NobodyThere);
+    }
+    let (permissions, channels) = others.split_at(CHANNELS - PERMISSIONS);
+    let permission = permissions.get(usize::from(from.address / 2)).copied().unwrap_or(0);
+    if !lives(permission >> (u32::from(from.address % 2) * 32)) {
+        return Err(Dropped::NoPermission);
+    }
+    let ours = IN_USE | u64::from(from.address & 7) << 60 | u64::from(from.port) << 32;
+    const WHO: u64 = IN_USE | 7 << 60 | 0xFFFF << 32;
+    let channel = channels
+        .iter()
+        .find(|word| **word & WHO == ours && lives(**word))
+        .and_then(|word| ChannelNumber::new(0x4000 | (word >> 48) as u16 & 0x0FFF));
+    let recipient = Recipient {
+        client: FiveTuple::from_words([high, low, rest]),
+        shard: (rest >> 32) as u16,
+    };
+    Ok((recipient, channel))
+}
