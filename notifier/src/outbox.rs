@@ -156,8 +156,8 @@ pub struct OutboxHandle {
 }
 
 impl OutboxHandle {
-    /// Waits until the wakeups and the marks are on disk, both, or refused, both. A wakeup that is worthless or finds no room
-    /// is dropped and counted; its mark stays.
+    /// Waits until the wakeups and the marks are on disk, both, or refused, both. While the disk is full or fails it waits for
+    /// better times. A wakeup that is worthless or finds no room is dropped and counted; its mark stays.
     pub async fn accept(&self, wakeups: Vec<Sealed>, marks: Vec<Mark>) -> Result<(), OutboxError> {
         let (done, answer) = oneshot::channel();
         self.send(Accept { wakeups, marks, done }).await?;

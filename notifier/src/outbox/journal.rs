@@ -1,7 +1,7 @@
 //! Groups what waits into commits: one is on its way to the disk while the next one forms.
 //!
 //! In: wakeups with the marks of their messages, removals, changes. Out: what became durable, and an answer to everybody who
-//! waits for it. Never: looks into a wakeup, or keeps one that was refused.
+//! waits for it. Never: looks into a wakeup, or refuses one because of a fault that may pass: it waits, and so does who brings more.
 
 use super::OutboxError;
 use super::sqlite::{Change, Commit, Mark, OutboxWriter};
@@ -71,9 +71,10 @@ impl Journal {
         }
     }
 
-    /// How many more wakeups the next commit may take.
+    /// How many more wakeups the next commit may take. What a failed commit left counts.
     pub fn room(&self) -> usize {
-        GROUP_ENTRIES.saturating_sub(self.forming.add.len())
+        let Group { add, marks, answers, .. } = &self.forming;
+        GROUP_ENTRIES.saturating_sub(add.len().max(marks.len()).max(answers.len()))
     }
 
     /// Both or neither become durable, then `done` hears it.
@@ -215,16 +216,26 @@ impl Journal {
         group
     }
 
-    /// Refuses the wakeups of a failed commit, and those that wait behind it; keeps the rest for the next.
-    fn take_back(&mut self, group: Group, fault: SqliteFault) -> Vec<EntryId> {
+    /// Keeps a failed commit for the next try; only if it would fail again its wakeups are refused.
+    fn take_back(&mut self, mut group: Group, fault: SqliteFault) -> Vec<EntryId> {
         metrics::counter!("outbox_faults_total", "reason" => fault.label()).increment(1);
         let forming = &mut self.forming;
-        for done in group.answers.into_iter().chain(forming.answers.drain(..)) {
-            let _ = done.send(Err(fault.into()));
+        let mut refused = Vec::new();
+        if fault.is_retryable() {
+            // The copies of these messages have come and gone meanwhile: a refusal would lose them. They stay in front, as
+            // ids ascend.
+            group.add.append(&mut forming.add);
+            group.marks.append(&mut forming.marks);
+            group.answers.append(&mut forming.answers);
+            forming.add = group.add;
+            forming.marks = group.marks;
+            forming.answers = group.answers;
+        } else {
+            refused = ids(&group.add);
+            for done in group.answers {
+                let _ = done.send(Err(fault.into()));
+            }
         }
-        let refused = group.add.iter().chain(&forming.add).map(|entry| entry.id).collect();
-        forming.add.clear();
-        forming.marks.clear();
         forming.remove.extend(group.remove);
         for (id, change) in group.change {
             forming.change.entry(id).or_insert(change);
@@ -238,7 +249,7 @@ impl Journal {
             self.waiting_since.get_or_insert(now);
         }
         self.failures = self.failures.saturating_add(1);
-        self.retry_at = Some(now + RETRY.saturating_mul(self.failures.min(10)));
+        self.retry_at = Some(now + RETRY.saturating_mul(self.failures.min(4)));
         refused
     }
 }
@@ -269,6 +280,7 @@ async fn commit(mut writer: Box<OutboxWriter>, mut group: Group, now_ms: i64) ->
     let outcome = writer.commit(&commit).await;
     let group = Group {
         add: commit.add,
+        marks: commit.marks,
         remove: commit.remove,
         ..group
     };
@@ -297,8 +309,8 @@ const GROUP_ENTRIES: usize = 1_024;
 /// Removals and changes wait this long for company.
 const GATHER: Duration = Duration::from_millis(20);
 
-/// Pause after a failed commit, times the failures in a row, ten at most.
-const RETRY: Duration = Duration::from_millis(100);
+/// Pause after a failed commit, times the failures in a row, four at most.
+const RETRY: Duration = Duration::from_millis(250);
 
 const CLOSING_ATTEMPTS: u32 = 3;
 

@@ -1,8 +1,9 @@
 use super::*;
 use notifier_core::account::DeviceToken;
-use notifier_core::outbox::Target;
+use notifier_core::outbox::{Entry, Target};
 use notifier_core::seal::{Class, Priority};
 use std::collections::HashSet;
+use std::sync::Arc;
 use tempfile::TempDir;
 
 #[tokio::test]
@@ -132,33 +133,41 @@ async fn shutting_down_waits_for_what_is_under_way_and_takes_nothing_new() {
 }
 
 #[tokio::test]
-async fn on_a_full_disk_wakeups_are_refused_and_those_before_stay() {
+async fn on_a_full_disk_wakeups_wait_until_those_before_make_room() {
     let folder = TempDir::new().unwrap();
     let mut file = OutboxFile::open(&settings(&folder)).await.unwrap();
     file.writer.limit_pages(60).await;
-    let mut outbox = start_file(file, folder).await;
-    let handle = outbox.handle();
-    let mut accepted = 0;
-    let refused = loop {
-        match handle.accept(vec![wakeup(accepted, 3_000)], vec![mark(accepted)]).await {
-            Ok(()) => accepted += 1,
-            Err(refused) => break refused,
+    let mut before = 0;
+    let full = loop {
+        let commit = sqlite::Commit {
+            add: vec![stored_entry(before + 1)],
+            ..sqlite::Commit::default()
+        };
+        match file.writer.commit(&commit).await {
+            Ok(()) => before += 1,
+            Err(fault) => break fault,
         }
     };
-    assert_eq!(refused, OutboxError::DiskFull);
-    assert!(refused.is_retryable());
-    // Only the accepted are sent; their end makes room.
-    for _ in 0..accepted {
+    assert_eq!(full, SqliteFault::DiskFull);
+
+    let mut outbox = start_file(file, folder).await;
+    let handle = outbox.handle();
+    let (done, waiting) = oneshot::channel();
+    let (wakeups, marks) = (vec![wakeup(0, 3_000)], vec![mark(0)]);
+    handle.send(Accept { wakeups, marks, done }).await.unwrap();
+    // Once the task has taken it, its commit is on its way, before any of those that make room.
+    while handle.accepts.capacity() < ACCEPTS {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..before {
         let push = outbox.pushes.recv().await.unwrap();
+        assert_ne!(*push.sealed, wakeup(0, 3_000));
         outbox.answer(&push, Outcome::Delivered).await;
     }
-    while let Err(refused) = handle.accept(vec![wakeup(accepted, 3_000)], vec![mark(accepted)]).await {
-        assert_eq!(refused, OutboxError::DiskFull);
-    }
+    assert_eq!(waiting.await, Ok(Ok(())));
     let push = outbox.pushes.recv().await.unwrap();
-    assert_eq!(*push.sealed, wakeup(accepted, 3_000));
-    let (entries, marks) = stored(&outbox.shut_down_now().await).await;
-    assert_eq!((entries, marks.len()), (1, accepted as usize + 1));
+    assert_eq!(*push.sealed, wakeup(0, 3_000));
+    assert_eq!(stored(&outbox.shut_down_now().await).await, (1, vec![mark(0)]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -311,6 +320,16 @@ async fn stored(folder: &TempDir) -> (usize, Vec<Mark>) {
     let mut marks = Vec::new();
     file.load_marks(0, |seen| marks.push(seen.mark)).await.unwrap();
     (file.reader.load_meta(EntryId(0)).await.unwrap().len(), marks)
+}
+
+fn stored_entry(id: i64) -> Entry {
+    Entry {
+        id: EntryId(id),
+        push_id: PushId([1; 16]),
+        sealed: Arc::new(wakeup(id.unsigned_abs(), 3_000)),
+        deadline_ms: i64::MAX,
+        attempt: 0,
+    }
 }
 
 fn mark(n: u64) -> Mark {

@@ -46,7 +46,70 @@ async fn removals_alone_wait_a_moment_for_company() {
 }
 
 #[tokio::test]
-async fn a_failed_commit_refuses_its_wakeups_and_keeps_its_removals() {
+async fn on_a_full_disk_wakeups_and_marks_wait_and_are_durable_when_there_is_space() {
+    let (mut journal, reader, _folder) = empty().await;
+    limit_pages(&mut journal, 1).await;
+    let mut first = add(&mut journal, 1..=GROUP_ENTRIES as i64 / 2);
+    journal.start(Instant::now(), 0);
+    let behind = GROUP_ENTRIES as i64 / 2 + 1;
+    let mut second = add(&mut journal, behind..=GROUP_ENTRIES as i64);
+    for _ in 0..3 {
+        assert_eq!(journal.finished().await, Finished::default());
+        // What is kept leaves no room for more.
+        assert_eq!(journal.room(), 0);
+        let retry = journal.poll_timeout(Instant::now()).unwrap();
+        journal.start(retry, 0);
+    }
+    assert_eq!(journal.finished().await, Finished::default());
+    assert_eq!(
+        (first.try_recv(), second.try_recv()),
+        (Err(TryRecvError::Empty), Err(TryRecvError::Empty))
+    );
+    assert!(!journal.is_idle());
+
+    limit_pages(&mut journal, 100_000).await;
+    let retry = journal.poll_timeout(Instant::now()).unwrap();
+    journal.start(retry, 0);
+    let all: Vec<i64> = (1..=GROUP_ENTRIES as i64).collect();
+    assert_eq!(journal.finished().await, durable(&all));
+    assert_eq!((first.try_recv(), second.try_recv()), (Ok(Ok(())), Ok(Ok(()))));
+    assert_eq!((journal.room(), stored(&reader).await), (GROUP_ENTRIES, all));
+    let (_, marks) = reader.load_marks(0, i64::MIN).await.unwrap().unwrap();
+    assert_eq!(marks.len(), 2);
+}
+
+#[tokio::test]
+async fn a_wakeup_that_went_while_the_disk_was_full_is_not_written() {
+    let (mut journal, reader, _folder) = empty().await;
+    limit_pages(&mut journal, 1).await;
+    let answer = add(&mut journal, 1..=200);
+    journal.start(Instant::now(), 0);
+    journal.finished().await;
+    journal.remove(EntryId(1), Instant::now());
+    limit_pages(&mut journal, 100_000).await;
+    // The removal goes first, alone.
+    for _ in 0..2 {
+        let due = journal.poll_timeout(Instant::now()).unwrap();
+        journal.start(due, 0);
+        journal.finished().await;
+    }
+    assert_eq!(answer.await, Ok(Ok(())));
+    assert_eq!(stored(&reader).await, (2..=200).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn what_waits_for_space_is_refused_when_the_journal_closes() {
+    let (mut journal, _reader, _folder) = empty().await;
+    limit_pages(&mut journal, 1).await;
+    let answer = add(&mut journal, 1..=200);
+    journal.start(Instant::now(), 0);
+    journal.finished().await;
+    journal.close(0).await;
+    assert_eq!(answer.await, Ok(Err(OutboxError::Closed)));
+}
+
+#[tokio::test]
+async fn a_commit_that_can_never_succeed_refuses_its_wakeups_and_keeps_its_removals() {
     let (mut journal, reader, _folder) = empty().await;
     commit_now(&mut journal, 1..=2).await;
     let now = Instant::now();
@@ -101,6 +164,14 @@ async fn closing_commits_what_waits() {
     assert_eq!(answer.await, Ok(Ok(())));
     let (_writer, reader) = open(&folder.path().join("outbox.db")).await.unwrap();
     assert_eq!(stored(&reader).await, [2]);
+}
+
+/// SQLite keeps the pages that the file has.
+async fn limit_pages(journal: &mut Journal, pages: u32) {
+    let State::Idle(writer) = &mut journal.state else {
+        panic!("a commit is on its way");
+    };
+    writer.limit_pages(pages).await;
 }
 
 async fn empty() -> (Journal, OutboxReader, TempDir) {
