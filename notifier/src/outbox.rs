@@ -7,6 +7,7 @@
 //! way to the disk the next one forms.
 
 pub mod journal;
+mod load;
 mod report;
 pub mod sqlite;
 
@@ -14,13 +15,14 @@ use crate::sqlite::SqliteFault;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use journal::{Done, Finished, Journal};
+use load::{Loaded, load};
 use notifier_core::account::Service;
 use notifier_core::outbox::{self as core, Effect, EntryId, Outbox, Outcome, Push, PushId, RetryReason, Write};
 use notifier_core::seal::Sealed;
 use notifier_core::seeded::Seed;
 use serde::Deserialize;
 use sqlite::{Change, Mark, OutboxReader, OutboxWriter, SeenMark};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc::error::TrySendError;
@@ -193,8 +195,6 @@ struct Driver {
     stop_at: Option<Instant>,
 }
 
-type Loaded = Vec<(EntryId, Option<Sealed>)>;
-
 enum Event {
     Finished(Finished),
     Outcomes,
@@ -263,6 +263,8 @@ impl Driver {
                 Event::Time => {}
             }
         }
+        // A read that nobody waits for would keep its connection.
+        self.loading = None;
         self.reader.close().await;
         report::report(&self.machine, unix_ms());
         self.journal.close(unix_ms()).await;
@@ -280,7 +282,12 @@ impl Driver {
             }
             if self.loading.is_none() {
                 let ids = self.machine.poll_load(LOAD_AT_ONCE, now_ms);
-                self.loading = (!ids.is_empty()).then(|| load(self.reader.clone(), ids).boxed());
+                let reader = self.reader.clone();
+                let read = move |ids: Vec<EntryId>| {
+                    let reader = reader.clone();
+                    async move { reader.load_bodies(&ids).await }
+                };
+                self.loading = (!ids.is_empty()).then(|| load(ids, read, LOAD_PAUSE).boxed());
             }
         }
         while let Some(write) = self.machine.poll_write() {
@@ -371,24 +378,6 @@ impl Driver {
         let journal = self.journal.poll_timeout(now);
         [machine, journal].into_iter().flatten().min().unwrap_or(now + TICK)
     }
-}
-
-/// The bodies of `ids`; one that is missing or damaged is `None`. A disk that fails is asked again.
-async fn load(reader: OutboxReader, ids: Vec<EntryId>) -> Loaded {
-    let found = loop {
-        match reader.load_bodies(&ids).await {
-            Ok(found) => break found,
-            Err(fault) => {
-                metrics::counter!("outbox_faults_total", "reason" => fault.label()).increment(1);
-                if !fault.is_retryable() {
-                    break Vec::new();
-                }
-                tokio::time::sleep(LOAD_PAUSE).await;
-            }
-        }
-    };
-    let mut found: HashMap<EntryId, Option<Sealed>> = found.into_iter().collect();
-    ids.into_iter().map(|id| (id, found.remove(&id).flatten())).collect()
 }
 
 async fn next_loaded(loading: &mut Option<BoxFuture<'static, Loaded>>) -> Loaded {
@@ -527,11 +516,11 @@ const EFFECTS: usize = 1_024;
 /// Bodies in one read.
 const LOAD_AT_ONCE: usize = 256;
 
-/// Before a failed read is tried again.
-const LOAD_PAUSE: Duration = Duration::from_secs(1);
-
 /// Metrics, and marks that are too old. A commit of marks takes at most 4,096 rows: 2,000 a second can go.
 const TICK: Duration = Duration::from_secs(2);
+
+/// Before a failed read is tried again.
+const LOAD_PAUSE: Duration = Duration::from_secs(1);
 
 const SOON: Duration = Duration::from_millis(2);
 

@@ -73,7 +73,9 @@ impl Journal {
 
     /// How many more wakeups the next commit may take. What a failed commit left counts.
     pub fn room(&self) -> usize {
-        let Group { add, marks, answers, .. } = &self.forming;
+        let Group {
+            add, marks, answers, ..
+        } = &self.forming;
         GROUP_ENTRIES.saturating_sub(add.len().max(marks.len()).max(answers.len()))
     }
 
