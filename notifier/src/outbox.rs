@@ -139,7 +139,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Takes and sends nothing new, waits for what is under way until `deadline`, and closes the file. What was not sent is in it.
+    /// Takes nothing new, sends what can be sent now, waits for it until `deadline`, and closes the file. What is left is in
+    /// it: retries, and the queues of lanes that rest.
     pub async fn shutdown(self, deadline: Instant) {
         let _ = self.stop.send(deadline);
         // An error is a panic of the task, which has been reported where it happened; the file holds.
@@ -191,7 +192,7 @@ struct Driver {
     loading: Option<BoxFuture<'static, Loaded>>,
     random: Random,
     marks_kept: Duration,
-    /// Once set, nothing new is taken or sent.
+    /// Once set, nothing new is taken; from then on nothing is sent either.
     stop_at: Option<Instant>,
 }
 
@@ -276,7 +277,7 @@ impl Driver {
         if self.machine.next_deadline().is_some_and(|deadline| deadline <= now_ms) {
             self.machine.handle_timeout(now_ms);
         }
-        if self.stop_at.is_none() {
+        if self.stop_at.is_none_or(|stop_at| now < stop_at) {
             while let Some(push) = self.machine.poll_send(now_ms) {
                 self.send(push, now_ms);
             }
@@ -359,7 +360,10 @@ impl Driver {
         let under_way = Service::ALL
             .into_iter()
             .any(|service| self.machine.in_flight(service) > 0);
-        let finished = !under_way && queue.is_empty() && self.journal.is_idle() && self.effects.is_empty();
+        // Bounded steps may have left something that is due.
+        let is_due = self.machine.next_deadline().is_some_and(|due_ms| due_ms <= unix_ms());
+        let sends = under_way || self.loading.is_some() || is_due;
+        let finished = !sends && queue.is_empty() && self.journal.is_idle() && self.effects.is_empty();
         finished || stop_at <= Instant::now()
     }
 
@@ -368,15 +372,16 @@ impl Driver {
         let now = Instant::now();
         // What is due already waits for something else that is announced: a body, or the end of a commit.
         let soon = now + SOON;
-        let machine = match self.stop_at {
-            Some(stop_at) => Some(stop_at),
-            None => self.machine.next_deadline().map(|deadline_ms| {
-                let wait_ms = deadline_ms.saturating_sub(unix_ms()).clamp(0, LONGEST_WAIT_MS);
-                (now + Duration::from_millis(wait_ms.unsigned_abs())).max(soon)
-            }),
-        };
+        let machine = self.machine.next_deadline().map(|deadline_ms| {
+            let wait_ms = deadline_ms.saturating_sub(unix_ms()).clamp(0, LONGEST_WAIT_MS);
+            (now + Duration::from_millis(wait_ms.unsigned_abs())).max(soon)
+        });
         let journal = self.journal.poll_timeout(now);
-        [machine, journal].into_iter().flatten().min().unwrap_or(now + TICK)
+        [machine, journal, self.stop_at]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(now + TICK)
     }
 }
 

@@ -133,6 +133,62 @@ async fn shutting_down_waits_for_what_is_under_way_and_takes_nothing_new() {
 }
 
 #[tokio::test]
+async fn shutting_down_sends_the_queue_first_and_does_not_wait_for_a_lane_that_is_down() {
+    let folder = TempDir::new().unwrap();
+    let small = OutboxSettings {
+        memory: 100_000,
+        ..settings(&folder)
+    };
+    let file = OutboxFile::open(&small).await.unwrap();
+    let (slow_out, mut slow) = mpsc::channel(2);
+    let (down_out, mut down) = mpsc::channel(100);
+    let (effects_out, _effects) = mpsc::channel(1);
+    let lane = |service, concurrency, pushes| Lane {
+        service,
+        concurrency,
+        pushes,
+    };
+    let lanes = vec![lane(Service::Firebase, 2, slow_out), lane(Service::Apns, 100, down_out)];
+    let kept = Duration::from_secs(3_600);
+    let running = file.start(lanes, effects_out, kept).await.unwrap();
+    let apns = |n| Sealed {
+        service: Service::Apns,
+        ..wakeup(n, 600)
+    };
+    let many = (0..300).map(|n| wakeup(n, 600)).chain((0..50).map(apns)).collect();
+    running.handle.accept(many, vec![]).await.unwrap();
+
+    let handle = running.handle.clone();
+    let delivered = async {
+        handle.accepts.closed().await;
+        let mut delivered = 0;
+        while let Some(push) = slow.recv().await {
+            // Slower than the task: it finds nothing to do between two answers.
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+            handle.outcomes.send((push.id, Outcome::Delivered)).await.unwrap();
+            delivered += 1;
+        }
+        delivered
+    };
+    let refusing = async {
+        while let Some(push) = down.recv().await {
+            let outcome = Outcome::Retry {
+                after: Some(Duration::from_secs(1_200)),
+                reason: RetryReason::Connection,
+            };
+            handle.outcomes.send((push.id, outcome)).await.unwrap();
+        }
+    };
+    let far = Instant::now() + Duration::from_secs(600);
+    let ((), delivered, ()) = tokio::join!(running.shutdown(far), delivered, refusing);
+    assert_eq!(delivered, 300);
+    assert!(Instant::now() < far);
+    assert_eq!(stored(&folder).await.0, 50);
+}
+
+#[tokio::test]
 async fn on_a_full_disk_wakeups_wait_until_those_before_make_room() {
     let folder = TempDir::new().unwrap();
     let mut file = OutboxFile::open(&settings(&folder)).await.unwrap();
