@@ -65,7 +65,14 @@ pub async fn run_lane<P: Provider, J: Into<Push> + Send>(
                     let (provider, seconds) = (&provider, &seconds);
                     under_way.push(async move {
                         let start = Instant::now();
-                        let outcome = provider.push(&push, start + push.patience(timeout, unix_ms())).await;
+                        let patience = push.patience(timeout, unix_ms());
+                        let outcome = match provider.push(&push, start + patience).await {
+                            Outcome::Retry {
+                                reason: RetryReason::Timeout,
+                                ..
+                            } if patience < timeout => Outcome::Expired,
+                            outcome => outcome,
+                        };
                         seconds.record(start.elapsed().as_secs_f64());
                         (push.entry, outcome)
                     });

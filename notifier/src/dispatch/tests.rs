@@ -150,6 +150,43 @@ async fn a_push_after_its_deadline_is_not_sent() {
         ..one()
     };
     let found = through_lane(provider, vec![late], 1).await;
-    assert_eq!(reason(&found[0].1), Some(RetryReason::Timeout));
+    assert_eq!(found[0].1, Outcome::Expired);
     assert!(log.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn only_a_push_that_had_all_its_time_blames_the_provider() {
+    let files = Files::new();
+    let server = fake::server::Server::start(files.root.server(2090, &["h2"], false), 100, silent()).await;
+    let provider = Arc::new(apns(&files.apns(server.port), LONG));
+    for (left_ms, timeout, expected) in [
+        (50, LONG, Outcome::Expired),
+        (
+            3_600_000,
+            Duration::from_millis(50),
+            Outcome::Retry {
+                after: None,
+                reason: RetryReason::Timeout,
+            },
+        ),
+    ] {
+        let push = Push {
+            deadline_ms: unix_ms() + left_ms,
+            ..one()
+        };
+        let (jobs, taken) = mpsc::channel(1);
+        let (outcomes, mut answered) = mpsc::channel(1);
+        jobs.send(push).await.unwrap();
+        drop(jobs);
+        run_lane(
+            Arc::clone(&provider),
+            taken,
+            outcomes,
+            1,
+            timeout,
+            std::future::pending(),
+        )
+        .await;
+        assert_eq!(answered.recv().await.unwrap().1, expected);
+    }
 }

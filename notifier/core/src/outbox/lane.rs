@@ -78,6 +78,8 @@ pub enum Sign {
     Healthy,
     /// Reached; nothing is known of the credential.
     Reached,
+    /// There was no time for an answer.
+    Unknown,
     /// Not reached, or it cannot work now. `until_ms`: it asked to be left alone so long.
     Outage {
         until_ms: Option<i64>,
@@ -177,8 +179,11 @@ impl Lane {
             Gate::Resting { probe, .. } | Gate::Stopped { probe, .. } if *probe == Some(id) => probe.take().is_some(),
             _ => false,
         };
-        let outage = matches!(sign, Sign::Outage { .. });
-        self.failures = if outage { self.failures.saturating_add(1) } else { 0 };
+        self.failures = match sign {
+            Sign::Outage { .. } => self.failures.saturating_add(1),
+            Sign::Unknown => self.failures,
+            Sign::Healthy | Sign::Reached | Sign::CredentialRefused => 0,
+        };
         match (self.gate, sign) {
             (Gate::Stopped { .. }, Sign::Healthy) if probed => {
                 self.gate = Gate::Open;
@@ -203,6 +208,11 @@ impl Lane {
             (Gate::Resting { rests, .. }, Sign::Outage { until_ms }) => {
                 if probed {
                     self.rest(rests.saturating_add(1), until_ms, now_ms, random);
+                }
+            }
+            (Gate::Resting { rests, .. }, Sign::Unknown) => {
+                if probed {
+                    self.rest(rests, None, now_ms, random);
                 }
             }
             (Gate::Resting { .. }, _) => self.gate = Gate::Open,
@@ -340,6 +350,35 @@ mod tests {
         lane.note_sent(EntryId(11));
         lane.note_answer(EntryId(11), Sign::Reached, 3000, 0);
         assert_eq!((lane.state(3000), lane.counters.rests), (LaneState::Open, 1));
+    }
+
+    #[test]
+    fn a_push_without_time_for_an_answer_says_nothing_and_ends_its_probe() {
+        let mut lane = Lane::new(100, 2);
+        for id in 0..10 {
+            lane.note_sent(EntryId(id));
+            lane.note_answer(EntryId(id), Sign::Unknown, 0, 0);
+        }
+        assert_eq!((lane.state(0), lane.in_flight), (LaneState::Open, 0));
+        for (id, sign) in [(0, OUTAGE), (1, Sign::Unknown), (2, OUTAGE)] {
+            lane.note_sent(EntryId(id));
+            lane.note_answer(EntryId(id), sign, 0, 0);
+        }
+        assert_eq!((lane.state(0), lane.opens_at()), (LaneState::Resting, Some(1000)));
+        lane.note_sent(EntryId(3));
+        assert_eq!(lane.opens_at(), None);
+        lane.note_answer(EntryId(3), Sign::Unknown, 1000, 0);
+        assert_eq!((lane.state(1000), lane.opens_at()), (LaneState::Resting, Some(2000)));
+
+        let mut lane = Lane::new(100, 2);
+        lane.note_sent(EntryId(0));
+        lane.note_answer(EntryId(0), Sign::CredentialRefused, 0, 0);
+        lane.note_sent(EntryId(1));
+        assert_eq!(lane.note_answer(EntryId(1), Sign::Unknown, 30_000, 0), None);
+        assert_eq!(
+            (lane.state(30_000), lane.opens_at()),
+            (LaneState::Stopped, Some(60_000))
+        );
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub enum Outcome {
         after: Option<Duration>,
         reason: RetryReason,
     },
+    /// Its own deadline passed before an answer came. It had less time than others, so this says nothing about the provider.
+    Expired,
     /// Too large for the provider: send the "too long" form, once.
     TryFallback,
     /// The token is dead. `provider_time_ms` (Unix ms): since when, where the provider says so.

@@ -223,6 +223,7 @@ impl Outbox {
                 self.end(place, None);
             }
             Outcome::Retry { after, reason } => self.retry(place, after, reason, now_ms, random),
+            Outcome::Expired => self.end(place, Some(DropReason::Deadline)),
             Outcome::TryFallback => self.fall_back(place, now_ms),
             Outcome::Gone {
                 provider_time_ms,
@@ -597,6 +598,7 @@ fn sign_of(outcome: &Outcome, now_ms: i64) -> Sign {
             let until_ms = after.map(|after| now_ms.saturating_add(millis(after.min(LONGEST_PAUSE))));
             Sign::Outage { until_ms }
         }
+        Outcome::Expired => Sign::Unknown,
         Outcome::Retry { .. } | Outcome::Gone { .. } | Outcome::Refused(_) => Sign::Reached,
     }
 }

@@ -189,6 +189,19 @@ fn an_entry_whose_next_try_would_come_too_late_is_dropped_at_once() {
 }
 
 #[test]
+fn pushes_that_had_no_time_for_an_answer_stop_no_lane() {
+    let mut outbox = outbox();
+    for _ in 0..100 {
+        let id = queue(&mut outbox, wakeup(b"a", Class::Call));
+        send(&mut outbox, NOW);
+        outbox.handle_outcome(id, Outcome::Expired, NOW, 0);
+        assert_eq!(writes(&mut outbox), [Write::Remove(id)]);
+    }
+    assert_eq!(outbox.lane_state(Service::Apns, NOW), LaneState::Open);
+    assert_eq!(outbox.counters(Service::Apns).dropped(DropReason::Deadline), 100);
+}
+
+#[test]
 fn nothing_is_sent_at_or_after_its_deadline() {
     let mut outbox = outbox();
     let id = queue(

@@ -32,6 +32,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (0..RetryReason::ALL.len(), after)
             .prop_map(|(reason, after)| Outcome::Retry { after, reason: RetryReason::ALL[reason] }),
         1 => Just(Outcome::TryFallback),
+        1 => Just(Outcome::Expired),
         1 => any::<bool>().prop_map(|certain| Outcome::Gone { provider_time_ms: None, certain }),
         1 => Just(Outcome::Refused(Refusal::OurFault)),
     ];
