@@ -63,6 +63,7 @@ async fn a_wakeup_that_was_too_large_goes_in_its_short_form_also_after_a_restart
 #[tokio::test]
 async fn a_dead_token_is_reported() {
     let mut outbox = start(TempDir::new().unwrap()).await;
+    outbox.deliver_one().await;
     outbox.handle().accept(vec![wakeup(1, 600)], vec![]).await.unwrap();
     let push = outbox.pushes.recv().await.unwrap();
     outbox
@@ -91,6 +92,7 @@ async fn a_dead_token_is_reported() {
 #[tokio::test]
 async fn no_dead_token_is_lost_while_nobody_takes_them() {
     let mut outbox = start(TempDir::new().unwrap()).await;
+    outbox.deliver_one().await;
     let count = 2 * EFFECTS as u64;
     let many = (0..count).map(|n| wakeup(n, 60)).collect();
     outbox.handle().accept(many, vec![]).await.unwrap();
@@ -319,6 +321,13 @@ impl Started {
 
     async fn answer(&self, push: &Push, outcome: Outcome) {
         self.running.handle.outcomes.send((push.id, outcome)).await.unwrap();
+    }
+
+    /// The credential is healthy from now on.
+    async fn deliver_one(&mut self) {
+        self.handle().accept(vec![wakeup(0, 60)], vec![]).await.unwrap();
+        let push = self.pushes.recv().await.unwrap();
+        self.answer(&push, Outcome::Delivered).await;
     }
 
     /// Everything that was sent has been answered.

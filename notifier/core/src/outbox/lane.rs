@@ -249,10 +249,14 @@ impl Lane {
         }
     }
 
-    /// Whether an answer that a wrong credential could cause as well may delete a token.
-    pub fn believes_gone(&mut self, now_ms: i64) -> bool {
+    /// Whether an answer may delete a token: only while the credential delivers. `certain` = a wrong credential cannot cause it;
+    /// of others many at once are not believed.
+    pub fn believes_gone(&mut self, certain: bool, now_ms: i64) -> bool {
+        if certain {
+            return self.health.is_recent(now_ms);
+        }
         self.health.note(now_ms, true);
-        self.health.is_good(now_ms)
+        self.health.is_recent(now_ms) && self.health.has_few_gone()
     }
 
     /// What was learnt with another credential counts no longer.
@@ -305,11 +309,13 @@ impl Health {
         }
     }
 
-    fn is_good(&self, now_ms: i64) -> bool {
-        let recent = self
-            .delivered_at_ms
-            .is_some_and(|at| now_ms.saturating_sub(at) <= HEALTHY_MS);
-        recent && self.gone * 100 <= (self.gone + self.delivered) * GONE_PERCENT
+    fn is_recent(&self, now_ms: i64) -> bool {
+        self.delivered_at_ms
+            .is_some_and(|at| now_ms.saturating_sub(at) <= HEALTHY_MS)
+    }
+
+    fn has_few_gone(&self) -> bool {
+        self.gone <= GONE_FEW || self.gone * 100 <= (self.gone + self.delivered) * GONE_PERCENT
     }
 }
 
@@ -320,6 +326,9 @@ const HEALTHY_MS: i64 = 3_600_000;
 
 /// More dead tokens among the answers than this are not believed: few devices disappear at once.
 const GONE_PERCENT: u64 = 20;
+
+/// So few are believed whatever their share is: where little is sent, one is half of it.
+const GONE_FEW: u64 = 5;
 
 #[cfg(test)]
 mod tests {
@@ -437,19 +446,20 @@ mod tests {
     #[test]
     fn dead_tokens_are_believed_only_from_a_healthy_credential() {
         let mut lane = Lane::new(8, 3);
-        assert!(!lane.believes_gone(0));
+        assert!(!lane.believes_gone(false, 0) && !lane.believes_gone(true, 0));
         let mut lane = Lane::new(8, 3);
-        for _ in 0..4 {
-            lane.note_delivered(0);
+        lane.note_delivered(0);
+        for gone in 1..=5 {
+            assert!(lane.believes_gone(false, 0), "{gone} are few");
         }
-        assert!(lane.believes_gone(0), "one of five");
-        assert!(!lane.believes_gone(0), "two of six");
+        assert!(!lane.believes_gone(false, 0), "six of seven");
+        assert!(lane.believes_gone(true, 0));
         for _ in 0..100 {
             lane.note_delivered(0);
         }
-        assert!(lane.believes_gone(1000));
+        assert!(lane.believes_gone(false, 1000));
         lane.forget_health(1000);
-        assert!(!lane.believes_gone(1000));
+        assert!(!lane.believes_gone(false, 1000) && !lane.believes_gone(true, 1000));
     }
 
     #[test]
@@ -458,8 +468,10 @@ mod tests {
         for _ in 0..1_000_000 {
             lane.note_delivered(0);
         }
-        assert!(lane.believes_gone(HEALTHY_MS));
-        assert!(!lane.believes_gone(HEALTHY_MS + 1));
+        for certain in [true, false] {
+            assert!(lane.believes_gone(certain, HEALTHY_MS));
+            assert!(!lane.believes_gone(certain, HEALTHY_MS + 1));
+        }
     }
 
     #[test]
@@ -468,7 +480,7 @@ mod tests {
         for _ in 0..1000 {
             lane.note_delivered(0);
         }
-        let believed = (0..100_000).filter(|push| lane.believes_gone(push * 10)).count();
+        let believed = (0..100_000).filter(|push| lane.believes_gone(false, push * 10)).count();
         assert!(believed <= 250, "{believed}");
     }
 }

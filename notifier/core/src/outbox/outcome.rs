@@ -20,7 +20,8 @@ pub enum Outcome {
     /// Too large for the provider: send the "too long" form, once.
     TryFallback,
     /// The token is dead. `provider_time_ms` (Unix ms): since when, where the provider says so.
-    /// `certain` = an answer that a wrong credential or topic cannot cause; others delete only while the credential is healthy.
+    /// It deletes only while the credential delivers; unless it is `certain` = an answer that a wrong credential or topic cannot
+    /// cause, also only while such answers are few.
     Gone {
         provider_time_ms: Option<i64>,
         certain: bool,

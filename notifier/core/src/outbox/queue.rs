@@ -229,7 +229,7 @@ impl Outbox {
                 provider_time_ms,
                 certain,
             } => {
-                if certain || self.lanes[lane].believes_gone(now_ms) {
+                if self.lanes[lane].believes_gone(certain, now_ms) {
                     self.effects
                         .extend(self.entries.at(place).body.as_deref().map(|sealed| Effect::TokenGone {
                             target: Target {

@@ -282,19 +282,23 @@ fn too_large_is_sent_once_more_in_its_short_form() {
 }
 
 #[test]
-fn a_certain_answer_deletes_the_token_at_once() {
+fn a_certain_answer_deletes_the_token_once_the_credential_has_delivered() {
     let mut outbox = outbox();
+    let gone = || Outcome::Gone {
+        provider_time_ms: Some(5),
+        certain: true,
+    };
     let id = queue(&mut outbox, wakeup(b"dead", Class::Visible));
     send(&mut outbox, NOW);
-    outbox.handle_outcome(
-        id,
-        Outcome::Gone {
-            provider_time_ms: Some(5),
-            certain: true,
-        },
-        NOW,
-        0,
-    );
+    outbox.handle_outcome(id, gone(), NOW, 0);
+    assert!(effects(&mut outbox).is_empty());
+    assert_eq!(outbox.counters(Service::Apns).dropped(DropReason::GoneUnproven), 1);
+    let id = queue(&mut outbox, wakeup(b"alive", Class::Visible));
+    send(&mut outbox, NOW);
+    outbox.handle_outcome(id, Outcome::Delivered, NOW, 0);
+    let id = queue(&mut outbox, wakeup(b"dead", Class::Visible));
+    send(&mut outbox, NOW);
+    outbox.handle_outcome(id, gone(), NOW, 0);
     let target = Target {
         service: Service::Apns,
         token: DeviceToken::new(b"dead".as_slice()),
