@@ -10,8 +10,7 @@ use blake2::digest::{Digest, FixedOutput, KeyInit, Mac, Update};
 use chacha20poly1305::XChaCha20Poly1305;
 use chacha20poly1305::aead::{Aead, AeadInOut};
 use crypto_box::aead::AeadInPlace;
-use curve25519_dalek::edwards::{CompressedEdwardsY, EdwardsPoint};
-use curve25519_dalek::scalar::Scalar;
+use curve25519_dalek::edwards::CompressedEdwardsY;
 use ed25519_dalek::{Signature, VerifyingKey};
 use hmac::Hmac;
 use sha2::Sha256;
@@ -32,13 +31,7 @@ pub fn verify_ed25519(public: &[u8; 32], message: &[u8], signature: &[u8; 64]) -
 pub fn ed25519_to_x25519(public: &[u8; 32]) -> Option<[u8; 32]> {
     let point = CompressedEdwardsY(*public).decompress()?;
     let canonical = point.compress().as_bytes() == public;
-    (canonical && !point.is_small_order() && is_torsion_free(&point)).then(|| point.to_montgomery().to_bytes())
-}
-
-/// Whether the group order takes the point to the neutral element. The key is public, so this may take a time that depends on it,
-/// which halves that time: (order - 1) times the point is its negative.
-fn is_torsion_free(point: &EdwardsPoint) -> bool {
-    EdwardsPoint::vartime_double_scalar_mul_basepoint(&-Scalar::ONE, point, &Scalar::ZERO) == -point
+    (canonical && !point.is_small_order() && point.is_torsion_free()).then(|| point.to_montgomery().to_bytes())
 }
 
 /// The public half of an X25519 key.

@@ -233,12 +233,12 @@ pub fn find_program(name: &str) -> std::io::Result<Option<PathBuf>> {
     let beside = this.ancestors().skip(1).take(2);
     let profiles = this.ancestors().skip(2).take(2);
     let profiles = profiles.flat_map(|target| ["release", "debug"].map(|profile| target.join(profile)));
-    let built = beside.map(Path::to_owned).chain(profiles).filter_map(|folder| {
-        let path = folder.join(name);
-        let metadata = path.metadata().ok().filter(std::fs::Metadata::is_file)?;
-        Some((metadata.modified().ok()?, path))
-    });
-    Ok(built.max().map(|(_, path)| path))
+    // Beside us, then the optimised one: a build for tests that happens to be newer is not what people run.
+    let built = beside
+        .map(Path::to_owned)
+        .chain(profiles)
+        .map(|folder| folder.join(name));
+    Ok(built.into_iter().find(|path| path.is_file()))
 }
 
 #[cfg(test)]

@@ -101,7 +101,7 @@ impl Apns {
 
     /// Until an answer stands. `is_accepted` is set as soon as a 200 is seen: whatever comes after it, the push is delivered.
     async fn attempt(&self, push: &Push, is_accepted: &mut bool) -> Answer {
-        let form = Form::new(push);
+        let form = Form::new(push, unix_ms());
         let mut bearer = match self.bearer() {
             Ok(bearer) => bearer,
             Err(answer) => return answer,
@@ -250,7 +250,7 @@ fn body_length(push: &Push) -> usize {
 }
 
 impl Form {
-    fn new(push: &Push) -> Self {
+    fn new(push: &Push, now_ms: i64) -> Self {
         let token = push.token.expose();
         let mut buffer = BytesMut::with_capacity(PATH.len() + token.len() * 2 + ID_LENGTH + body_length(push));
         buffer.extend_from_slice(PATH);
@@ -262,7 +262,7 @@ impl Form {
         put_base64(&mut buffer, &push.payload);
         buffer.extend_from_slice(BODY_END);
         let mut id = HeaderValue::from_maybe_shared(id).unwrap_or(HeaderValue::from_static(""));
-        let mut expiration = HeaderValue::from(push.expires_at_ms.div_euclid(1000).max(0));
+        let mut expiration = HeaderValue::from(expiration(push.expires_at_ms, now_ms));
         // Each is used once: in the compression table they would only push out what stays.
         id.set_sensitive(true);
         expiration.set_sensitive(true);
@@ -274,6 +274,15 @@ impl Form {
         }
     }
 }
+
+/// Unix seconds. Apple keeps nothing longer than [`KEPT_MAX_MS`], and refuses what is no time.
+fn expiration(expires_at_ms: i64, now_ms: i64) -> i64 {
+    let latest_ms = now_ms.saturating_add(KEPT_MAX_MS);
+    expires_at_ms.min(latest_ms).div_euclid(1000).max(0)
+}
+
+/// 30 days.
+const KEPT_MAX_MS: i64 = 30 * 24 * 3_600 * 1_000;
 
 /// 8-4-4-4-12 lower-case hex digits.
 fn put_uuid(buffer: &mut BytesMut, id: &[u8; 16]) {
@@ -298,5 +307,22 @@ pub(super) fn authority(host: &str, port: u16) -> Option<Authority> {
     match port {
         443 => host.parse().ok(),
         _ => format!("{host}:{port}").parse().ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn apns_is_asked_to_keep_a_push_30_days_at_most_and_never_before_1970() {
+        let now_ms = 1_800_000_000_999;
+        assert_eq!(expiration(now_ms + 3_600_000, now_ms), 1_800_003_600);
+        for far in [now_ms + KEPT_MAX_MS + 5_000, i64::MAX] {
+            assert_eq!(expiration(far, now_ms), 1_800_000_000 + 2_592_000);
+        }
+        for (expires_at_ms, now_ms) in [(-1, now_ms), (i64::MIN, now_ms), (5_000, i64::MIN)] {
+            assert_eq!(expiration(expires_at_ms, now_ms), 0);
+        }
     }
 }

@@ -282,6 +282,7 @@ async fn commit(mut writer: Box<OutboxWriter>, mut group: Group, now_ms: i64) ->
     let outcome = writer.commit(&commit).await;
     let group = Group {
         add: commit.add,
+        marks: commit.marks,
         remove: commit.remove,
         ..group
     };

@@ -95,6 +95,11 @@ impl RetryReason {
         matches!(self, Self::Connection | Self::Timeout | Self::Unavailable)
     }
 
+    /// Whether a pause that comes with it was asked for by the provider, not by our own side.
+    pub(super) const fn is_from_provider(self) -> bool {
+        matches!(self, Self::Unavailable | Self::TokenRate | Self::LaneRate)
+    }
+
     /// The first pause is at least half of `base`. Google asks for ten seconds after an internal error, everybody else for one.
     pub(super) const fn backoff(self, service: Service) -> Backoff {
         match (self, service) {

@@ -334,9 +334,14 @@ impl Outbox {
         let pause = reason.backoff(service).delay(slot.attempt, random);
         slot.attempt = slot.attempt.saturating_add(1);
         self.lanes[lane].counters.count_retry(reason);
-        // What a provider asks for is bounded, so that one odd header cannot silence a lane for a day.
-        let after = after.map(|after| after.min(LONGEST_PAUSE));
-        let until_ms = now_ms.saturating_add(millis(after.unwrap_or(pause).max(pause)));
+        let after = after.map(|after| asked_pause(after, reason, random));
+        let pause = match after {
+            Some(asked) if reason.is_from_provider() => asked,
+            // Our own side asks for it: the pause between tries grows nevertheless.
+            Some(asked) => asked.max(pause),
+            None => pause,
+        };
+        let until_ms = now_ms.saturating_add(millis(pause));
         let deadline_ms = slot.deadline_ms;
         let too_late = |time_ms: i64| time_ms >= deadline_ms;
         self.entries.time(place);
@@ -580,6 +585,17 @@ enum End {
     Back,
 }
 
+/// What is asked for is bounded, so that one odd header can neither silence a lane for a day nor make it spin. What a provider
+/// asks for is spread a little: it tells many the same.
+fn asked_pause(after: Duration, reason: RetryReason, random: u64) -> Duration {
+    if !reason.is_from_provider() {
+        return after.min(LONGEST_PAUSE);
+    }
+    let after = after.clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+    let spread_ms = millis(after).unsigned_abs() / 16;
+    (after + Duration::from_millis(random % (spread_ms + 1))).min(LONGEST_PAUSE)
+}
+
 fn sign_of(outcome: &Outcome, now_ms: i64) -> Sign {
     match outcome {
         // None of these answers comes before the credential was accepted.
@@ -622,6 +638,9 @@ const LANE_PAUSE: Backoff = Backoff {
 
 /// The longest Retry-After that is followed.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+
+/// The shortest one.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Tokens that rest at once; beyond that their wakeups are dropped.
 const MAX_RESTING_TOKENS: usize = 100_000;

@@ -173,6 +173,31 @@ fn the_provider_may_ask_for_a_longer_pause_but_not_for_a_day() {
 }
 
 #[test]
+fn the_provider_may_ask_for_a_shorter_pause_than_ours_and_each_gets_a_little_more() {
+    for (reason, asked, random, pause) in [
+        (RetryReason::Unavailable, 2, 0, 2000),
+        (RetryReason::Unavailable, 2, 125, 2125),
+        (RetryReason::Unavailable, 2, 126, 2000),
+        (RetryReason::Unavailable, 0, 0, 1000),
+        (RetryReason::Unavailable, 3600, 999, HOUR),
+        (RetryReason::TokenRate, 5, 0, 5000),
+        // This one is our own.
+        (RetryReason::Connection, 0, 0, 1000),
+        (RetryReason::Connection, 2, 0, 2000),
+    ] {
+        let mut outbox = outbox();
+        let sealed = Sealed {
+            service: Service::Firebase,
+            ..wakeup(b"a", Class::Visible)
+        };
+        let id = queue(&mut outbox, sealed);
+        send(&mut outbox, NOW);
+        outbox.handle_outcome(id, retry(reason, Some(Duration::from_secs(asked))), NOW, random);
+        assert_eq!(outbox.next_deadline(), Some(NOW + pause), "{reason:?} {asked}");
+    }
+}
+
+#[test]
 fn an_entry_whose_next_try_would_come_too_late_is_dropped_at_once() {
     let mut outbox = outbox();
     let id = queue(

@@ -85,12 +85,19 @@ fn refused(label: &'static str) -> Answer {
     Answer::retry(RetryReason::CredentialRefused, label).and(Effect::Alert)
 }
 
+/// Without a time nothing says whether the device has registered anew since.
 fn gone(label: &'static str, timestamp: Option<serde_json::Value>) -> Answer {
-    let outcome = Outcome::Gone {
-        provider_time_ms: timestamp.as_ref().and_then(serde_json::Value::as_i64),
-        certain: true,
-    };
-    Answer::new(outcome, label)
+    let since = timestamp.as_ref().and_then(serde_json::Value::as_i64);
+    match since.filter(|since| *since > 0) {
+        Some(since) => {
+            let outcome = Outcome::Gone {
+                provider_time_ms: Some(since),
+                certain: true,
+            };
+            Answer::new(outcome, label)
+        }
+        None => Answer::gone_guarded(label),
+    }
 }
 
 #[cfg(test)]
@@ -217,22 +224,15 @@ mod tests {
     }
 
     #[test]
-    fn a_410_with_a_senseless_timestamp_has_no_time() {
-        for timestamp in ["\"x\"", "null", "1e400", "18446744073709551615", "[]", "1.5"] {
+    fn a_410_without_a_sensible_timestamp_is_deleted_only_under_the_guard() {
+        for timestamp in ["\"x\"", "null", "1e400", "18446744073709551615", "[]", "1.5", "0", "-1"] {
             let body = format!("{{\"reason\":\"Unregistered\",\"timestamp\":{timestamp}}}");
             let outcome = classify(410, &HeaderMap::new(), body.as_bytes(), 0).outcome;
-            assert!(
-                matches!(
-                    outcome,
-                    Outcome::Gone {
-                        provider_time_ms: None,
-                        ..
-                    }
-                ),
-                "{timestamp}: {outcome:?}"
-            );
+            assert_eq!(outcome, GUARDED, "{timestamp}");
         }
-        assert_eq!(answer(410, "SomethingNew").outcome, GUARDED);
+        for reason in ["Unregistered", "ExpiredToken", "SomethingNew"] {
+            assert_eq!(answer(410, reason).outcome, GUARDED);
+        }
     }
 
     #[test]

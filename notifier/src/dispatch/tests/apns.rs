@@ -22,7 +22,11 @@ async fn a_push_is_exactly_this() {
     let (handler, log) = handler(ok);
     let server = fake(&files, handler).await;
     let provider = apns(&files.apns(server.port), LONG);
-    let push = one();
+    let expires_at = unix_ms() / 1000 + 3_600;
+    let push = Push {
+        expires_at_ms: expires_at * 1000,
+        ..one()
+    };
     assert_eq!(send(&provider, &push, LONG).await, Outcome::Delivered);
 
     let log = log.lock().unwrap();
@@ -51,11 +55,11 @@ async fn a_push_is_exactly_this() {
         .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
         .collect();
     headers.sort_unstable();
-    let length = expected.len().to_string();
+    let (length, expires_at) = (expected.len().to_string(), expires_at.to_string());
     assert_eq!(
         headers,
         [
-            ("apns-expiration", "1900000000"),
+            ("apns-expiration", &*expires_at),
             ("apns-id", "01112131-4151-6171-8191-a1b1c1d1e1f1"),
             ("apns-priority", "10"),
             ("apns-push-type", "alert"),
