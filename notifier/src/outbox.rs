@@ -273,7 +273,8 @@ impl Driver {
         // A read that nobody waits for would keep its connection.
         self.loading = None;
         self.reader.close().await;
-        report::report(&self.machine, self.now_ms());
+        let now_ms = self.now_ms();
+        report::report(&self.machine, now_ms);
         self.journal.close(unix_ms()).await;
     }
 

@@ -226,19 +226,19 @@ impl Metrics {
     }
 }
 
-/// A program of this workspace, the one built last: tests are often built without optimisation, and start servers built with it.
+/// A program of this workspace: for a program the one beside it, for a test the optimised one if there is one, since that is what
+/// people run.
 pub fn find_program(name: &str) -> std::io::Result<Option<PathBuf>> {
     let this = std::env::current_exe()?;
-    // Tests run from target/*/deps, programs from target/*.
-    let beside = this.ancestors().skip(1).take(2);
-    let profiles = this.ancestors().skip(2).take(2);
-    let profiles = profiles.flat_map(|target| ["release", "debug"].map(|profile| target.join(profile)));
-    // Beside us, then the optimised one: a build for tests that happens to be newer is not what people run.
-    let built = beside
-        .map(Path::to_owned)
-        .chain(profiles)
-        .map(|folder| folder.join(name));
-    Ok(built.into_iter().find(|path| path.is_file()))
+    let beside = this.parent().unwrap_or(&this);
+    let folders = match (beside.file_name(), beside.ancestors().nth(2)) {
+        (Some(folder), Some(target)) if folder == "deps" => vec![target.join("release"), target.join("debug")],
+        _ => vec![beside.to_owned()],
+    };
+    Ok(folders
+        .into_iter()
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file()))
 }
 
 #[cfg(test)]
