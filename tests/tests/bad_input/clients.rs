@@ -36,7 +36,7 @@ pub fn attack(
     }
     // Hundreds that send a byte now and then, and a few at the operators' port.
     for number in 0..SLOW_CONNECTIONS {
-        let (over, address) = (Arc::clone(over), if number % 50 == 0 { ops } else { http });
+        let (over, address) = (Arc::clone(over), if number.is_multiple_of(50) { ops } else { http });
         tasks.push(tokio::spawn(async move {
             while !over.load(Ordering::Relaxed) {
                 let _ = trickle(address, number, &over).await;
@@ -172,7 +172,7 @@ async fn send(address: SocketAddr, request: &BadRequest) -> std::io::Result<()> 
 /// A byte every now and then: of headers, or of a body; some never read the answer.
 async fn trickle(address: SocketAddr, number: usize, over: &AtomicBool) -> std::io::Result<()> {
     let mut stream = TcpStream::connect(address).await?;
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         stream
             .write_all(b"POST /oxen/v4/lsrpc HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
             .await?;

@@ -105,7 +105,14 @@ pub struct Found {
 pub struct Search {
     names: Vec<String>,
     example: Vec<u8>,
-    patterns: HashMap<[u8; KEY], Vec<(Vec<u8>, usize, Form)>>,
+    /// By their first bytes.
+    patterns: HashMap<[u8; KEY], Vec<Pattern>>,
+}
+
+struct Pattern {
+    bytes: Vec<u8>,
+    value: usize,
+    form: Form,
 }
 
 impl Search {
@@ -168,22 +175,24 @@ impl Search {
         sink.windows(KEY).enumerate().find_map(|(at, key)| {
             let key: &[u8; KEY] = key.try_into().expect("windows have the length asked for");
             let candidates = self.patterns.get(key)?;
-            candidates
+            let pattern = candidates
                 .iter()
-                .find(|(pattern, ..)| sink[at..].starts_with(pattern))
-                .map(|(_, number, form)| Found {
-                    value: self.names[*number].clone(),
-                    form: *form,
-                    at,
-                })
+                .find(|pattern| sink[at..].starts_with(&pattern.bytes))?;
+            Some(Found {
+                value: self.names[pattern.value].clone(),
+                form: pattern.form,
+                at,
+            })
         })
     }
 
-    fn add(&mut self, pattern: Vec<u8>, number: usize, form: Form) {
-        let Some(key) = pattern.first_chunk::<KEY>() else {
-            return;
-        };
-        self.patterns.entry(*key).or_default().push((pattern, number, form));
+    fn add(&mut self, bytes: Vec<u8>, value: usize, form: Form) {
+        if let Some(key) = bytes.first_chunk::<KEY>().copied() {
+            self.patterns
+                .entry(key)
+                .or_default()
+                .push(Pattern { bytes, value, form });
+        }
     }
 }
 
