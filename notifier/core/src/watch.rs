@@ -102,7 +102,8 @@ impl ReplyFault {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
     pub accounts: usize,
-    /// Acknowledged by k nodes of their swarm (by all, where there are fewer) over links that are up. Never too high.
+    /// Answered for by k nodes of their swarm (by all, where there are fewer) over links that are up. A record that they refuse
+    /// again and again counts until its renewal: `records_refused` tells.
     pub covered: usize,
     pub swarms: usize,
     /// Swarms with k links up.

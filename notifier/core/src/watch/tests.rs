@@ -14,6 +14,8 @@ enum Mood {
     Good,
     /// Refuses every second record with a code nobody knows.
     Partly,
+    /// Refuses every record with a code that is its owner's fault.
+    Refuses,
     Silent,
     Garbage,
     Unreachable,
@@ -212,6 +214,8 @@ impl World {
             if mood == Mood::Good || (mood == Mood::Partly && place % 2 == 1) {
                 held.accounts.insert(*account);
                 reply.push_str("d7:successi1ee");
+            } else if mood == Mood::Refuses {
+                reply.push_str("d7:errcodei4e5:error3:olde");
             } else {
                 reply.push_str("d7:errcodei77e5:error4:waite");
             }
@@ -662,23 +666,46 @@ fn a_partly_refused_request_is_tried_again_in_seconds() {
 }
 
 #[test]
-fn what_is_refused_for_good_waits_for_the_next_renewal() {
+fn what_a_node_refuses_for_a_moment_it_is_asked_again_in_seconds() {
+    let mut world = World::with_accounts(small(), swarm(0, 3), 5);
+    world.run_for(Duration::from_secs(100));
+    let refuses = world.watched()[0];
+    world.moods.insert(refuses, Mood::Refuses);
+    world.add(50);
+    let lost = world.watched()[0];
+    world.lose(lost);
+    world.run_for(Duration::from_secs(1));
+    assert_eq!(world.links.len(), K);
+    assert!(world.watch.coverage().covered < 6);
+    world.moods.clear();
+    world.run_for(Duration::from_secs(3));
+    world.check_covered();
+}
+
+#[test]
+fn what_is_refused_again_and_again_waits_for_the_next_renewal() {
     let mut world = World::with_accounts(small(), swarm(0, 1), 2);
-    world
-        .watch
-        .handle_account_changed(account(0), Some(record(&account(0))), world.now);
-    world.run_for(Duration::from_millis(99));
-    world.now += Duration::from_millis(1);
-    world.tick();
-    let Some(Event::Reply(key, request, _)) = world.events.pop_front() else {
-        panic!()
-    };
-    let refusal = Bytes::from_static(b"ld7:errcodei4e5:error3:oldee");
+    let key = node(0, 1).key;
+    world.moods.insert(key, Mood::Refuses);
+    // As a delta.
     world.requests.clear();
-    world.deliver(Event::Reply(key, request, Ok(vec![refusal])));
+    world.add(50);
+    world.run_for(Duration::from_secs(60));
+    assert_eq!(world.requests.len(), 4);
+    assert_eq!(world.watch.counters().records_refused[3], 4);
     world.run_for(Duration::from_secs(40 * 60));
-    assert_eq!(world.requests.len(), 0);
-    assert_eq!(world.watch.counters().records_refused[3], 1);
+    assert_eq!(world.requests.len(), 4);
+    // As a chunk.
+    world.lose(key);
+    world.requests.clear();
+    world.run_for(Duration::from_secs(60));
+    assert_eq!(world.requests.len(), 4);
+    world.run_for(Duration::from_secs(40 * 60));
+    assert_eq!(world.requests.len(), 4);
+    world.moods.clear();
+    world.run_for(Duration::from_secs(20 * 60));
+    assert_eq!(world.requests.len(), 5);
+    world.check_covered();
 }
 
 #[test]
