@@ -167,6 +167,20 @@ fn every_data_part_of_a_push_is_handed_out_and_a_block_is_told() {
 }
 
 #[test]
+fn a_push_beyond_the_limit_is_dropped_and_counted_and_the_others_are_handed_out() {
+    let (mut rpc, now) = up();
+    let limit = RpcLimits::default().max_push;
+    let (largest, larger) = (vec![7; limit], vec![7; limit + 1]);
+    feed(&mut rpc, &[b"notify.message", &larger, &largest, &larger, b"one"], now).unwrap();
+    assert_eq!(
+        events(&mut rpc),
+        [RpcEvent::Notify(largest.into()), RpcEvent::Notify("one".into())]
+    );
+    assert_eq!(rpc.take_pushes_too_large(), 2);
+    assert_eq!(rpc.take_pushes_too_large(), 0);
+}
+
+#[test]
 fn unknown_commands_are_answered_but_not_for_ever_and_not_at_any_length() {
     let (mut rpc, now) = up();
     feed(&mut rpc, &[b"notify.nosuch", b"x"], now).unwrap();
