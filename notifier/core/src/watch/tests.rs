@@ -422,14 +422,59 @@ fn a_lost_link_is_dialed_again_at_once_and_subscribed_at_once() {
 }
 
 #[test]
-fn a_node_that_drops_every_link_is_dialed_less_and_less() {
-    let mut world = World::new(small(), swarm(0, 1));
-    for _ in 0..2000 {
-        world.run_for(Duration::from_secs(1));
+fn a_link_that_is_lost_young_again_and_again_is_dialed_after_a_second_then_two() {
+    let mut world = World::with_accounts(small(), swarm(0, 1), 5);
+    let mut pauses = Vec::new();
+    for _ in 0..20 {
+        let lost_at = world.now;
         world.lose(node(0, 1).key);
+        world.run_for(Duration::from_secs(3));
+        let [.., (dialed_at, _)] = world.dials[..] else {
+            panic!()
+        };
+        pauses.push(dialed_at.duration_since(lost_at).as_secs_f64());
+        world.check_covered();
     }
-    assert!(world.dials.len() < 30, "{} dials", world.dials.len());
-    world.run_for(Duration::from_secs(200));
+    let [first, second, rest @ ..] = &pauses[..] else {
+        panic!()
+    };
+    assert_eq!(*first, 0.0);
+    assert!((0.5..=1.1).contains(second), "{second}");
+    assert!(rest.iter().all(|pause| (1.0..=2.1).contains(pause)), "{rest:?}");
+    assert_eq!(world.dials.len(), 21);
+}
+
+#[test]
+fn a_link_that_is_lost_young_cools_down_only_when_its_dial_fails() {
+    let mut world = World::with_accounts(small(), swarm(0, 1), 5);
+    let key = node(0, 1).key;
+    world.lose(key);
+    world.run_for(Duration::from_secs(3));
+    world.moods.insert(key, Mood::Unreachable);
+    world.dials.clear();
+    world.lose(key);
+    world.run_for(Duration::from_secs(45));
+    let [(first, _), (second, _), (third, _)] = world.dials[..] else {
+        panic!()
+    };
+    assert_eq!(second.duration_since(first), Duration::from_secs(10));
+    assert_eq!(third.duration_since(second), Duration::from_secs(30));
+}
+
+#[test]
+fn another_node_stands_in_for_one_that_drops_every_link_until_one_lives() {
+    let mut world = World::with_accounts(small(), swarm(0, 5), 30);
+    let fickle = world.watched()[0];
+    for _ in 0..60 {
+        world.run_for(Duration::from_secs(1));
+        world.lose(fickle);
+    }
+    assert_eq!(world.links.len(), K);
+    assert!(!world.links.contains_key(&fickle));
+    world.check_covered();
+    world.run_for(Duration::from_secs(70));
+    assert_eq!(world.links.len(), K);
+    assert!(world.links.contains_key(&fickle));
     world.check_covered();
 }
 
