@@ -45,7 +45,7 @@ impl Default for RpcLimits {
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub enum RpcEvent {
     /// The node said HELLO.
     Up,
@@ -57,6 +57,21 @@ pub enum RpcEvent {
     Notify(Bytes),
     /// A new block; its height and hash are not needed.
     BlockNotify,
+}
+
+/// What a node sends is full of accounts: lengths only.
+impl std::fmt::Debug for RpcEvent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Up => f.write_str("Up"),
+            Self::Reply { request, result } => {
+                let parts = result.as_ref().map(Vec::len);
+                write!(f, "Reply {{ {request}, parts: {parts:?} }}")
+            }
+            Self::Notify(part) => write!(f, "Notify({} bytes)", part.len()),
+            Self::BlockNotify => f.write_str("BlockNotify"),
+        }
+    }
 }
 
 /// Why a request has no reply.

@@ -924,6 +924,25 @@ fn an_account_costs_less_than_a_hundred_bytes() {
     assert!(bytes / 50_000 < 100, "{} bytes", bytes / 50_000);
 }
 
+#[test]
+fn an_action_prints_nothing_private() {
+    let actions = [
+        Action::Dial(node(0, 213)),
+        Action::Hang(NodeKey([213; 32])),
+        Action::Request {
+            node: NodeKey([213; 32]),
+            request: 1,
+            body: Bytes::from("canary 213"),
+        },
+        Action::NeedRecords {
+            batch: BatchId(1),
+            accounts: vec![AccountId::new([213; 33])],
+        },
+    ];
+    let printed = format!("{actions:?} {actions:#?}");
+    assert!(!printed.contains("canary") && !printed.contains("213"), "{printed}");
+}
+
 // ---- any order of events ----------------------------------------------------------------------------------------------
 
 #[derive(Clone, Debug)]

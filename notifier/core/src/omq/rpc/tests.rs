@@ -235,6 +235,22 @@ fn an_idle_client_holds_no_memory_beyond_its_own_size() {
     assert!(size_of::<Rpc>() < 800, "{}", size_of::<Rpc>());
 }
 
+#[test]
+fn an_event_prints_nothing_private() {
+    let parts = || vec![Bytes::from("canary")];
+    let reply = |result| RpcEvent::Reply { request: 1, result };
+    let events = [
+        RpcEvent::Up,
+        reply(Ok(parts())),
+        reply(Err(RequestFailure::TimedOut)),
+        RpcEvent::Notify("canary".into()),
+        RpcEvent::BlockNotify,
+    ];
+    let messages = [Event::HandshakeDone, Event::Message(parts())];
+    let printed = format!("{events:?} {events:#?} {messages:?} {messages:#?}");
+    assert!(!printed.contains("canary"), "{printed}");
+}
+
 fn fresh(now: Instant) -> Rpc {
     let entropy = Entropy {
         ephemeral_secret: Secret::new([1; 32]),
