@@ -98,20 +98,22 @@ pub fn spawn<S: RecordSource>(parts: Parts<S>) -> Watcher {
     let (events, event_inbox) = mpsc::channel(4096);
     let (notifies, notify_inbox) = mpsc::channel(1024);
     let (loaded, loaded_inbox) = mpsc::channel(64);
-    let link = Arc::new(parts.link);
     let nodes = Nodes::spawn(NodesSettings {
         oxends: parts.oxends,
         seeds: parts.seeds,
         file: parts.node_list_file,
         refresh_interval: parts.refresh_interval,
         max_list_change: parts.max_list_change,
-        link: Arc::clone(&link),
+        link: Arc::new(LinkSettings {
+            max_frame: NODE_LIST_FRAME,
+            ..parts.link
+        }),
         identity: Arc::clone(&parts.identity),
     });
     let routes = Arc::new(Routes::default());
     let driver = Driver {
         watch: Watch::new(parts.watch, *parts.identity.public(), nodes::random()),
-        link,
+        link: Arc::new(parts.link),
         identity: parts.identity,
         links: HashMap::new(),
         link_by_node: HashMap::new(),
@@ -434,6 +436,8 @@ fn count(value: usize) -> f64 {
 const BATCH: usize = 256;
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 const LOAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Largest frame of an oxend, bytes: the list of a network five times as large.
+const NODE_LIST_FRAME: usize = 10 << 20;
 
 #[cfg(test)]
 mod tests;

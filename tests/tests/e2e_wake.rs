@@ -322,10 +322,7 @@ async fn garbage_and_huge_frames_of_a_node_change_nothing() {
     lab.fleet.push_raw(nodes[1], notify(&vec![b'x'; 100_000_000]));
     until_figure(&lab, "watch_link_ends_total", "", |count| count >= 1.0).await;
     lab.fleet.push_raw(nodes[2], notify(&vec![b'x'; 1_000_000]));
-    until_figure(&lab, "event_refused_total", "reason=\"too_large\"", |count| {
-        count >= 1.0
-    })
-    .await;
+    until_figure(&lab, "watch_notifications_too_large_total", "", |count| count >= 1.0).await;
     reach(&lab, &phone).await;
     // Each of the three is heard, also the one whose link had ended.
     for node in nodes {

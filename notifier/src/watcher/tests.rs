@@ -105,6 +105,20 @@ impl Setup {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_that_is_too_large_is_dropped_and_the_link_lives_on() {
+    let mut setup = setup(1).await;
+    setup.stream(0..1).await;
+    setup.covered(1, 1).await;
+    setup.nodes[0].notify(&vec![7; notifier_core::event::MAX_NOTIFICATION + 1]);
+    setup.nodes[0].notify(b"small");
+    let notification = timeout(Duration::from_secs(10), setup.incoming.recv())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(&notification.body[..], b"small");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn accounts_are_watched_at_three_nodes_and_notifications_come_with_their_sender() {
     let mut setup = setup(5).await;
     setup.stream(0..10).await;
