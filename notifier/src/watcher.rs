@@ -128,7 +128,7 @@ pub fn spawn<S: RecordSource>(parts: Parts<S>) -> Watcher {
         publish_ring,
         publish_coverage,
         has_nodes: false,
-        wrong_swarm: 0,
+        complaints: Complaints::default(),
     };
     let inboxes = Inboxes {
         commands: command_inbox,
@@ -196,8 +196,7 @@ struct Driver<S> {
     publish_ring: watch::Sender<Arc<SwarmRing>>,
     publish_coverage: watch::Sender<Coverage>,
     has_nodes: bool,
-    /// Records refused for the wrong swarm, as last seen.
-    wrong_swarm: u64,
+    complaints: Complaints,
 }
 
 struct Link {
@@ -373,9 +372,10 @@ impl<S: RecordSource> Driver<S> {
 
     fn report(&mut self, nodes: &Nodes) {
         self.routes.forget_retired(Instant::now());
-        let wrong_swarm = self.watch.counters().wrong_swarm();
-        if wrong_swarm > self.wrong_swarm {
-            self.wrong_swarm = wrong_swarm;
+        if self
+            .complaints
+            .are_due(self.watch.counters().wrong_swarm(), Instant::now())
+        {
             nodes.refresh();
         }
         let coverage = self.watch.coverage();
@@ -412,6 +412,29 @@ impl<S: RecordSource> Driver<S> {
     }
 }
 
+/// Records refused for the wrong swarm: a reason to ask for a new node list, but not at a node's pleasure.
+#[derive(Default)]
+struct Complaints {
+    /// How many there were when the list was last asked for because of them.
+    heard: u64,
+    heard_at: Option<Instant>,
+}
+
+impl Complaints {
+    /// `total`: since the start.
+    fn are_due(&mut self, total: u64, now: Instant) -> bool {
+        let rested = self
+            .heard_at
+            .is_none_or(|heard_at| now.saturating_duration_since(heard_at) >= COMPLAINTS_EVERY);
+        let due = rested && total > self.heard;
+        if due {
+            self.heard = total;
+            self.heard_at = Some(now);
+        }
+        due
+    }
+}
+
 /// The answer to one reading, given even if the reading panics or is cut off: the watch waits for each.
 struct Answer {
     batch: BatchId,
@@ -436,6 +459,7 @@ fn count(value: usize) -> f64 {
 const BATCH: usize = 256;
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 const LOAD_TIMEOUT: Duration = Duration::from_secs(30);
+const COMPLAINTS_EVERY: Duration = Duration::from_secs(60);
 /// Largest frame of an oxend, bytes: the list of a network five times as large.
 const NODE_LIST_FRAME: usize = 10 << 20;
 

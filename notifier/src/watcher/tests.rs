@@ -104,6 +104,19 @@ impl Setup {
     }
 }
 
+#[test]
+fn complaints_about_the_wrong_swarm_are_heard_once_a_minute() {
+    let mut complaints = Complaints::default();
+    let start = Instant::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    assert!(!complaints.are_due(0, at(0)));
+    assert!(complaints.are_due(1, at(1)));
+    assert!(!complaints.are_due(500, at(2)));
+    assert!(!complaints.are_due(900, at(60)));
+    assert!(complaints.are_due(900, at(61)), "what came meanwhile is not forgotten");
+    assert!(!complaints.are_due(900, at(200)));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_push_that_is_too_large_is_dropped_and_the_link_lives_on() {
     let mut setup = setup(1).await;
