@@ -29,12 +29,22 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
 /// What the app tells the watcher.
-#[derive(Debug)]
 pub enum Command {
     /// A new account, or one with a new record. Without `record` it is read from the source.
     AccountChanged { account: AccountId, record: Option<Bytes> },
     /// Its last device is gone.
     AccountRemoved { account: AccountId },
+}
+
+impl std::fmt::Debug for Command {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::AccountChanged { record, .. } => {
+                write!(f, "AccountChanged({:?} bytes)", record.as_ref().map(Bytes::len))
+            }
+            Self::AccountRemoved { .. } => f.write_str("AccountRemoved(<private>)"),
+        }
+    }
 }
 
 /// One notification of a node that is watched for this swarm.

@@ -56,7 +56,6 @@ impl Default for LinkSettings {
 }
 
 /// What a link tells the watcher.
-#[derive(Debug)]
 pub enum FromLink {
     Up,
     /// The link is gone, and with it every request that has no `Reply` yet.
@@ -68,7 +67,22 @@ pub enum FromLink {
     BlockNotify,
 }
 
-/// One data part of a `notify.message`.
+/// What a node sends is full of accounts: lengths only.
+impl std::fmt::Debug for FromLink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Up => f.write_str("Up"),
+            Self::Down(reason) => write!(f, "Down({reason:?})"),
+            Self::Reply { request, result } => {
+                let parts = result.as_ref().map(Vec::len);
+                write!(f, "Reply {{ {request}, parts: {parts:?} }}")
+            }
+            Self::BlockNotify => f.write_str("BlockNotify"),
+        }
+    }
+}
+
+/// One data part of a `notify.message`. It has no `Debug`: everything in it is private.
 pub struct Notify {
     pub link: LinkId,
     pub body: Bytes,

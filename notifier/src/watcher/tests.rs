@@ -117,6 +117,28 @@ fn complaints_about_the_wrong_swarm_are_heard_once_a_minute() {
     assert!(!complaints.are_due(900, at(200)));
 }
 
+#[test]
+fn commands_and_what_links_say_print_nothing_private() {
+    let commands = [
+        Command::AccountChanged {
+            account: account(213),
+            record: Some(Bytes::from("canary")),
+        },
+        Command::AccountRemoved { account: account(213) },
+    ];
+    let said = [
+        FromLink::Up,
+        FromLink::Reply {
+            request: 1,
+            result: Ok(vec![Bytes::from("canary")]),
+        },
+        FromLink::Down(link::DownReason::DialTimeout),
+        FromLink::BlockNotify,
+    ];
+    let printed = format!("{commands:?} {commands:#?} {said:?} {said:#?}");
+    assert!(!printed.contains("canary") && !printed.contains("213"), "{printed}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_push_that_is_too_large_is_dropped_and_the_link_lives_on() {
     let mut setup = setup(1).await;
