@@ -78,11 +78,13 @@ pub struct Settings {
     pub connections: NonZeroUsize,
 }
 
-/// What happened to a subscription that is now stored.
+/// What happened to a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
     Added,
     Updated,
+    /// Not stored: the account has as many devices as it may have.
+    Full,
 }
 
 /// The wish could not be stored now; a repetition may succeed.
@@ -90,7 +92,7 @@ pub enum Stored {
 #[error("subscriptions cannot be changed at the moment")]
 pub struct Unavailable;
 
-/// Who keeps subscriptions. `Ok` means durable. Calls of one request come at once and are safe to drop or repeat.
+/// Who keeps subscriptions. `Ok` means durable, or never to be. Calls of one request come at once and are safe to drop or repeat.
 pub trait Subscriptions: Send + Sync + 'static {
     fn subscribe(&self, subscription: Subscription) -> impl Future<Output = Result<Stored, Unavailable>> + Send;
 

@@ -29,12 +29,22 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
 /// What the app tells the watcher.
-#[derive(Debug)]
 pub enum Command {
     /// A new account, or one with a new record. Without `record` it is read from the source.
     AccountChanged { account: AccountId, record: Option<Bytes> },
     /// Its last device is gone.
     AccountRemoved { account: AccountId },
+}
+
+impl std::fmt::Debug for Command {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::AccountChanged { record, .. } => {
+                write!(f, "AccountChanged({:?} bytes)", record.as_ref().map(Bytes::len))
+            }
+            Self::AccountRemoved { .. } => f.write_str("AccountRemoved(<private>)"),
+        }
+    }
 }
 
 /// One notification of a node that is watched for this swarm.
@@ -100,20 +110,22 @@ pub fn spawn<S: RecordSource>(parts: Parts<S>) -> Watcher {
     let (events, event_inbox) = mpsc::channel(4096);
     let (notifies, notify_inbox) = mpsc::channel(1024);
     let (loaded, loaded_inbox) = mpsc::channel(64);
-    let link = Arc::new(parts.link);
     let nodes = Nodes::spawn(NodesSettings {
         oxends: parts.oxends,
         seeds: parts.seeds,
         file: parts.node_list_file,
         refresh_interval: parts.refresh_interval,
         max_list_change: parts.max_list_change,
-        link: Arc::clone(&link),
+        link: Arc::new(LinkSettings {
+            max_frame: NODE_LIST_FRAME,
+            ..parts.link
+        }),
         identity: Arc::clone(&parts.identity),
     });
     let routes = Arc::new(Routes::default());
     let driver = Driver {
         watch: Watch::new(parts.watch, *parts.identity.public(), nodes::random()),
-        link,
+        link: Arc::new(parts.link),
         identity: parts.identity,
         links: HashMap::new(),
         link_by_node: HashMap::new(),
@@ -129,7 +141,7 @@ pub fn spawn<S: RecordSource>(parts: Parts<S>) -> Watcher {
         publish_coverage,
         has_nodes: false,
         removed_while_streaming: Some(HashSet::new()),
-        wrong_swarm: 0,
+        complaints: Complaints::default(),
     };
     let inboxes = Inboxes {
         commands: command_inbox,
@@ -207,8 +219,7 @@ struct Driver<S> {
     has_nodes: bool,
     /// Accounts removed while the stream may still bring them. `None` = it has ended.
     removed_while_streaming: Option<HashSet<AccountId>>,
-    /// Records refused for the wrong swarm, as last seen.
-    wrong_swarm: u64,
+    complaints: Complaints,
 }
 
 struct Link {
@@ -400,9 +411,10 @@ impl<S: RecordSource> Driver<S> {
 
     fn report(&mut self, nodes: &Nodes) {
         self.routes.forget_retired(Instant::now());
-        let wrong_swarm = self.watch.counters().wrong_swarm();
-        if wrong_swarm > self.wrong_swarm {
-            self.wrong_swarm = wrong_swarm;
+        if self
+            .complaints
+            .are_due(self.watch.counters().wrong_swarm(), Instant::now())
+        {
             nodes.refresh();
         }
         let coverage = self.watch.coverage();
@@ -439,6 +451,29 @@ impl<S: RecordSource> Driver<S> {
     }
 }
 
+/// Records refused for the wrong swarm: a reason to ask for a new node list, but not at a node's pleasure.
+#[derive(Default)]
+struct Complaints {
+    /// How many there were when the list was last asked for because of them.
+    heard: u64,
+    heard_at: Option<Instant>,
+}
+
+impl Complaints {
+    /// `total`: since the start.
+    fn are_due(&mut self, total: u64, now: Instant) -> bool {
+        let rested = self
+            .heard_at
+            .is_none_or(|heard_at| now.saturating_duration_since(heard_at) >= COMPLAINTS_EVERY);
+        let due = rested && total > self.heard;
+        if due {
+            self.heard = total;
+            self.heard_at = Some(now);
+        }
+        due
+    }
+}
+
 /// The answer to one reading, given even if the reading panics or is cut off: the watch waits for each.
 struct Answer {
     batch: BatchId,
@@ -465,6 +500,9 @@ const BATCH: usize = 256;
 const MOST_BYTES: u32 = 64 << 20;
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 const LOAD_TIMEOUT: Duration = Duration::from_secs(30);
+const COMPLAINTS_EVERY: Duration = Duration::from_secs(60);
+/// Largest frame of an oxend, bytes: the list of a network five times as large.
+const NODE_LIST_FRAME: usize = 10 << 20;
 
 #[cfg(test)]
 mod tests;

@@ -333,6 +333,8 @@ async fn garbage_and_huge_frames_of_a_node_change_nothing() {
     // Larger than anything a node may send.
     lab.fleet.push_raw(nodes[2], notify(&vec![b'x'; 100_000_000]));
     until_figure(&lab, "watch_link_ends_total", "", |count| count >= 1.0).await;
+    lab.fleet.push_raw(nodes[0], notify(&vec![b'x'; 1_000_000]));
+    until_figure(&lab, "watch_notifications_too_large_total", "", |count| count >= 1.0).await;
     reach(&lab, &phone).await;
     // Each of the three is heard, also those whose link had ended, once it is back.
     for node in nodes {

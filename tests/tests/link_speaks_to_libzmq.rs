@@ -59,6 +59,8 @@ fn over_every_transport_a_link_comes_up_asks_and_is_told() {
 fn large_requests_and_replies_arrive_whole() {
     let node = Node::bind("tcp://127.0.0.1:*", true);
     let mut lab = Lab::new();
+    // As for an oxend, whose node list is large.
+    lab.settings.max_frame = 10 << 20;
     let link = lab.dial(node.address());
     let id = node.say_hello();
     assert!(matches!(lab.event(), FromLink::Up));

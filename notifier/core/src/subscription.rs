@@ -21,13 +21,22 @@ use fields::Fields;
 use signature::Signer;
 
 /// What the text of a request holds. The answer has the same form: an object for one item, an array for many.
-#[derive(Debug)]
 pub enum Body {
     One(Box<Value>),
     /// At most [`MAX_ITEMS`], possibly none.
     Many(Vec<Value>),
     /// Answered with one object, even where an array was meant (push.md §3 Q14).
     Bad(ItemError),
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::One(_) => f.write_str("One(<private>)"),
+            Self::Many(items) => write!(f, "Many({} items)", items.len()),
+            Self::Bad(error) => f.debug_tuple("Bad").field(error).finish(),
+        }
+    }
 }
 
 /// Splits the text of a request into its items. Nesting is bounded by serde_json (128), length by the HTTP layer.
@@ -99,7 +108,6 @@ pub fn unsubscribe(
 }
 
 /// One device of one account, as its owner signed it.
-#[derive(Debug)]
 pub struct Subscription {
     pub device: DeviceId,
     /// For an 05 account: its Ed25519 key, which converts to the account's X25519 key.
@@ -123,10 +131,23 @@ pub struct DeviceId {
 }
 
 /// Delegated access: `tag` is signed by the account and holds flags and the delegate's key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Subaccount {
     pub tag: [u8; 36],
     pub signature: [u8; 64],
+}
+
+/// Its keys and signatures name the account as well as its id does.
+impl std::fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Subscription(<private>)")
+    }
+}
+
+impl std::fmt::Debug for Subaccount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Subaccount(<private>)")
+    }
 }
 
 /// A verified wish to stop.
@@ -335,6 +356,30 @@ mod tests {
         let text = format!("{:?}", sub(3, &[0], true, 10).device);
         assert_eq!(text.matches("<private>").count(), 2);
         assert!(!text.contains("token-of-a-device"));
+
+        let subaccount = Subaccount {
+            tag: [213; 36],
+            signature: [213; 64],
+        };
+        assert_eq!(format!("{subaccount:?}"), "Subaccount(<private>)");
+        let subscription = Subscription {
+            session_ed25519: Some([213; 32]),
+            subaccount: Some(subaccount),
+            signature: [213; 64],
+            ..sub(213, &[0], true, 10)
+        };
+        let printed = format!("{subscription:?} {subscription:#?}");
+        assert!(!printed.contains("213") && !printed.contains("token"), "{printed}");
+        for text in [
+            r#"{"canary": 1}"#,
+            r#"["canary"]"#,
+            r#"{"canary""#,
+            &format!("[{}]", ["\"canary\""; MAX_ITEMS + 1].join(",")),
+        ] {
+            let body = parse_body(text.as_bytes());
+            let printed = format!("{body:?} {body:#?}");
+            assert!(!printed.contains("canary"), "{printed}");
+        }
     }
 
     #[test]

@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_difference_counts_nodes_that_came_went_or_changed() {
+    fn the_difference_counts_each_node_that_came_went_or_changed_once() {
         let list = |nodes: Vec<Node>| NodeList {
             nodes,
             height: 1,
@@ -241,7 +241,11 @@ mod tests {
         assert_eq!(list(ten.clone()).difference(&list(nine.clone())), 0.1);
         assert_eq!(list(nine).difference(&list(ten.clone())), 0.1);
         let moved: Vec<_> = (0..10).map(|n| node(n, if n == 0 { 2 } else { 1 })).collect();
-        assert_eq!(list(ten.clone()).difference(&list(moved)), 0.2);
+        assert_eq!(list(ten.clone()).difference(&list(moved)), 0.1);
+        assert_eq!(
+            list(ten.clone()).difference(&list((2..12).map(|n| node(n, 1)).collect())),
+            0.2
+        );
         assert_eq!(list(ten).difference(&list((10..20).map(|n| node(n, 1)).collect())), 1.0);
         assert_eq!(list(vec![]).difference(&list(vec![])), 0.0);
     }

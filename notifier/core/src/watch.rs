@@ -52,7 +52,7 @@ impl Default for WatchSettings {
 }
 
 /// What the shell does next, in this order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Action {
     /// Open a link; answer with `handle_link_up` or `handle_link_down`.
     Dial(Node),
@@ -62,6 +62,20 @@ pub enum Action {
     Request { node: NodeKey, request: u64, body: Bytes },
     /// Read the records of these accounts; answer with `handle_records` or `handle_records_failed`.
     NeedRecords { batch: BatchId, accounts: Vec<AccountId> },
+}
+
+/// A body is full of accounts: lengths only.
+impl std::fmt::Debug for Action {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Dial(_) => f.write_str("Dial(<private>)"),
+            Self::Hang(_) => f.write_str("Hang(<private>)"),
+            Self::Request { request, body, .. } => write!(f, "Request {{ {request}, {} bytes }}", body.len()),
+            Self::NeedRecords { batch, accounts } => {
+                write!(f, "NeedRecords {{ {}, {} accounts }}", batch.0, accounts.len())
+            }
+        }
+    }
 }
 
 /// One reading of records.
@@ -102,7 +116,8 @@ impl ReplyFault {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
     pub accounts: usize,
-    /// Acknowledged by k nodes of their swarm (by all, where there are fewer) over links that are up. Never too high.
+    /// Answered for by k nodes of their swarm (by all, where there are fewer) over links that are up. A record that they refuse
+    /// again and again counts until its renewal: `records_refused` tells.
     pub covered: usize,
     pub swarms: usize,
     /// Swarms with k links up.

@@ -122,21 +122,18 @@ impl<S: Subscriptions> Desk<S> {
     }
 
     async fn apply(&self, wish: Result<Wish, ItemError>) -> Result<Done, ItemError> {
-        let done = match wish? {
-            Wish::Subscribe(new) => self.subscriptions.subscribe(*new).await.map(|stored| match stored {
-                Stored::Added => Done::Added,
-                Stored::Updated => Done::Updated,
-            }),
-            Wish::Unsubscribe(old) => self
-                .subscriptions
-                .unsubscribe(old)
-                .await
-                .map(|was_there| match was_there {
-                    true => Done::Removed,
-                    false => Done::Absent,
-                }),
-        };
-        done.map_err(|_| ItemError::Unavailable)
+        let unavailable = |_| ItemError::Unavailable;
+        match wish? {
+            Wish::Subscribe(new) => match self.subscriptions.subscribe(*new).await.map_err(unavailable)? {
+                Stored::Added => Ok(Done::Added),
+                Stored::Updated => Ok(Done::Updated),
+                Stored::Full => Err(ItemError::TooManyDevices),
+            },
+            Wish::Unsubscribe(old) => match self.subscriptions.unsubscribe(old).await.map_err(unavailable)? {
+                true => Ok(Done::Removed),
+                false => Ok(Done::Absent),
+            },
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 //! is still pinged, so that it keeps us.
 
 use bytes::Bytes;
+use notifier_core::event::MAX_NOTIFICATION;
 use notifier_core::omq::{
     Address, Entropy, Identity, Limits, LinkFault, Mechanism, RequestFailure, Rpc, RpcEvent, RpcLimits, Transport,
 };
@@ -35,7 +36,7 @@ pub struct LinkSettings {
     /// From the start of the dial to HELLO.
     pub dial_timeout: Duration,
     pub request_timeout: Duration,
-    /// Largest frame and largest message of the node, bytes.
+    /// Largest frame and largest message of the node, bytes. The longest reply of a storage node, to 500 records, has 60 KB.
     pub max_frame: usize,
     /// Requests that may wait for their replies, and as many again that may wait to be sent.
     pub max_outstanding: usize,
@@ -48,14 +49,13 @@ impl Default for LinkSettings {
             dead_after: Duration::from_secs(10),
             dial_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(15),
-            max_frame: 10 << 20,
+            max_frame: 1 << 20,
             max_outstanding: 16,
         }
     }
 }
 
 /// What a link tells the watcher.
-#[derive(Debug)]
 pub enum FromLink {
     Up,
     /// The link is gone, and with it every request that has no `Reply` yet.
@@ -67,7 +67,22 @@ pub enum FromLink {
     BlockNotify,
 }
 
-/// One data part of a `notify.message`.
+/// What a node sends is full of accounts: lengths only.
+impl std::fmt::Debug for FromLink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Up => f.write_str("Up"),
+            Self::Down(reason) => write!(f, "Down({reason:?})"),
+            Self::Reply { request, result } => {
+                let parts = result.as_ref().map(Vec::len);
+                write!(f, "Reply {{ {request}, parts: {parts:?} }}")
+            }
+            Self::BlockNotify => f.write_str("BlockNotify"),
+        }
+    }
+}
+
+/// One data part of a `notify.message`. It has no `Debug`: everything in it is private.
 pub struct Notify {
     pub link: LinkId,
     pub body: Bytes,
@@ -288,7 +303,12 @@ impl Link {
                 Ok(count) => {
                     self.read_since_yield += count;
                     let input = scratch.get_mut(..count).unwrap_or_default();
-                    Ok(self.rpc.handle_bytes(input, Instant::now())?)
+                    let taken = self.rpc.handle_bytes(input, Instant::now());
+                    let too_large = self.rpc.take_pushes_too_large();
+                    if too_large > 0 {
+                        metrics::counter!("watch_notifications_too_large_total").increment(too_large);
+                    }
+                    Ok(taken?)
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
                 // Some listeners reset a connection that they end; how far it had come says more than the reset.
@@ -393,6 +413,7 @@ fn rpc_limits(settings: &LinkSettings) -> RpcLimits {
         hello_timeout: settings.dial_timeout,
         request_timeout: settings.request_timeout,
         max_outstanding: settings.max_outstanding.max(1),
+        max_push: MAX_NOTIFICATION,
     }
 }
 

@@ -104,6 +104,55 @@ impl Setup {
     }
 }
 
+#[test]
+fn complaints_about_the_wrong_swarm_are_heard_once_a_minute() {
+    let mut complaints = Complaints::default();
+    let start = Instant::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    assert!(!complaints.are_due(0, at(0)));
+    assert!(complaints.are_due(1, at(1)));
+    assert!(!complaints.are_due(500, at(2)));
+    assert!(!complaints.are_due(900, at(60)));
+    assert!(complaints.are_due(900, at(61)), "what came meanwhile is not forgotten");
+    assert!(!complaints.are_due(900, at(200)));
+}
+
+#[test]
+fn commands_and_what_links_say_print_nothing_private() {
+    let commands = [
+        Command::AccountChanged {
+            account: account(213),
+            record: Some(Bytes::from("canary")),
+        },
+        Command::AccountRemoved { account: account(213) },
+    ];
+    let said = [
+        FromLink::Up,
+        FromLink::Reply {
+            request: 1,
+            result: Ok(vec![Bytes::from("canary")]),
+        },
+        FromLink::Down(link::DownReason::DialTimeout),
+        FromLink::BlockNotify,
+    ];
+    let printed = format!("{commands:?} {commands:#?} {said:?} {said:#?}");
+    assert!(!printed.contains("canary") && !printed.contains("213"), "{printed}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_that_is_too_large_is_dropped_and_the_link_lives_on() {
+    let mut setup = setup(1).await;
+    setup.stream(0..1).await;
+    setup.covered(1, 1).await;
+    setup.nodes[0].notify(&vec![7; notifier_core::event::MAX_NOTIFICATION + 1]);
+    setup.nodes[0].notify(b"small");
+    let notification = timeout(Duration::from_secs(10), setup.incoming.recv())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(&notification.body[..], b"small");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn accounts_are_watched_at_three_nodes_and_notifications_come_with_their_sender() {
     let mut setup = setup(5).await;

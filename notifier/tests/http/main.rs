@@ -45,6 +45,8 @@ enum Trouble {
     WaitsFor(Arc<Barrier>),
     /// Refuses accounts whose key begins with this byte.
     RefusesSome(u8),
+    /// Takes no further device of accounts whose key begins with this byte.
+    FullFor(u8),
     /// Panics with a text about a device.
     Panics,
 }
@@ -61,7 +63,7 @@ impl Shelf {
                 Ok(())
             }
             Trouble::RefusesSome(first) if device.account.key()[0] == first => Err(Unavailable),
-            Trouble::RefusesSome(_) => Ok(()),
+            Trouble::RefusesSome(_) | Trouble::FullFor(_) => Ok(()),
             Trouble::Panics => panic!("lost {}", String::from_utf8_lossy(device.token.expose())),
         }
     }
@@ -73,6 +75,10 @@ struct SharedShelf(Arc<Shelf>);
 impl Subscriptions for SharedShelf {
     async fn subscribe(&self, subscription: Subscription) -> Result<Stored, Unavailable> {
         self.0.pass(&subscription.device).await?;
+        if matches!(*self.0.trouble.lock().unwrap(), Trouble::FullFor(first) if subscription.device.account.key()[0] == first)
+        {
+            return Ok(Stored::Full);
+        }
         let new = self.0.devices.lock().unwrap().insert(subscription.device);
         Ok(if new { Stored::Added } else { Stored::Updated })
     }
@@ -323,6 +329,19 @@ async fn a_store_in_trouble_is_503_with_the_same_body() {
         (reply.code, reply.json()),
         (503, json!([added(), unavailable(), missing]))
     );
+}
+
+#[tokio::test]
+async fn a_full_account_is_told_so_with_200_because_a_repetition_does_not_help() {
+    let server = start("").await;
+    server.trouble(Trouble::FullFor(key_byte(2)));
+    let full = json!({"error": 4, "message": "Too many devices for this account"});
+    let reply = server.post_json("/subscribe", &subscription(2)).await;
+    assert_eq!((reply.code, reply.json()), (200, full.clone()));
+    let reply = server
+        .post_json("/subscribe", &json!([subscription(1), subscription(2)]))
+        .await;
+    assert_eq!((reply.code, reply.json()), (200, json!([added(), full])));
 }
 
 #[tokio::test]

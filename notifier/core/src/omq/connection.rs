@@ -50,6 +50,8 @@ pub struct Limits {
     pub dead_after: Duration,
     /// A frame that was begun must be whole in this time, or a trickle of bytes would pass for life.
     pub frame_timeout: Duration,
+    /// As `frame_timeout`, for all parts of a message from the end of its first.
+    pub message_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -62,16 +64,27 @@ impl Default for Limits {
             ping_after: Duration::from_secs(10),
             dead_after: Duration::from_secs(10),
             frame_timeout: Duration::from_secs(60),
+            message_timeout: Duration::from_secs(60),
         }
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub enum Event {
     /// Messages can be sent from now on.
     HandshakeDone,
     /// The parts of one message, at least one.
     Message(Vec<Bytes>),
+}
+
+/// A message is full of accounts: the number of its parts only.
+impl std::fmt::Debug for Event {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::HandshakeDone => f.write_str("HandshakeDone"),
+            Self::Message(parts) => write!(f, "Message({} parts)", parts.len()),
+        }
+    }
 }
 
 pub struct Connection {
@@ -90,6 +103,7 @@ pub struct Connection {
     heard_at: Instant,
     pinged_at: Option<Instant>,
     partial_since: Instant,
+    parts_since: Instant,
     paused: bool,
     fault: Option<LinkFault>,
 }
@@ -156,6 +170,7 @@ impl Connection {
             heard_at: now,
             pinged_at: None,
             partial_since: now,
+            parts_since: now,
             paused: false,
             fault: None,
         }
@@ -231,6 +246,7 @@ impl Connection {
             self.heard_at = now;
             self.pinged_at = None;
             self.partial_since = now;
+            self.parts_since = now;
         }
         self.paused = paused;
     }
@@ -244,10 +260,10 @@ impl Connection {
             Some(pinged_at) if self.paused => pinged_at + self.limits.ping_after,
             Some(pinged_at) => pinged_at + self.limits.dead_after,
         };
-        match self.frame_until() {
-            Some(frame_until) => life.min(frame_until),
-            None => life,
-        }
+        [self.frame_until(), self.message_until()]
+            .into_iter()
+            .flatten()
+            .fold(life, Instant::min)
     }
 
     pub fn handle_timeout(&mut self, now: Instant) -> Result<(), LinkFault> {
@@ -264,6 +280,9 @@ impl Connection {
         }
         if self.frame_until().is_some_and(|until| now >= until) {
             return Err(self.fail(LinkFault::FrameStalled));
+        }
+        if self.message_until().is_some_and(|until| now >= until) {
+            return Err(self.fail(LinkFault::MessageStalled));
         }
         match self.pinged_at {
             Some(pinged_at) if !self.paused => {
@@ -310,20 +329,20 @@ impl Connection {
                     && let Some((unit, rest)) = std::mem::take(&mut input).split_at_mut_checked(length)
                 {
                     if let Taken::Part { from, more } = self.take_unit(unit)? {
-                        self.take_part(Bytes::copy_from_slice(unit.get(from..).unwrap_or_default()), more);
+                        self.take_part(Bytes::copy_from_slice(unit.get(from..).unwrap_or_default()), more, now);
                     }
                     input = rest;
                     continue;
                 }
                 self.partial_since = now;
             }
-            input = self.take_piece(input)?;
+            input = self.take_piece(input, now)?;
         }
         Ok(())
     }
 
     /// Adds to the begun unit what it lacks, and takes it when it is whole. Returns the rest.
-    fn take_piece<'a>(&mut self, input: &'a mut [u8]) -> Result<&'a mut [u8], LinkFault> {
+    fn take_piece<'a>(&mut self, input: &'a mut [u8], now: Instant) -> Result<&'a mut [u8], LinkFault> {
         let needed = self.needed(&self.partial)?;
         let missing = needed.length().saturating_sub(self.partial.len());
         let count = missing.min(input.len());
@@ -339,7 +358,7 @@ impl Connection {
                 // The buffer is as large as the frame, so it can become the part as it is.
                 let mut part = Bytes::from(unit);
                 part.advance(from.min(part.len()));
-                self.take_part(part, more);
+                self.take_part(part, more, now);
             }
         }
         Ok(rest)
@@ -504,9 +523,10 @@ impl Connection {
         Ok(())
     }
 
-    fn take_part(&mut self, part: Bytes, more: bool) {
+    fn take_part(&mut self, part: Bytes, more: bool, now: Instant) {
         self.parts_size += part.len();
         if self.parts.is_empty() {
+            self.parts_since = now;
             self.parts.reserve_exact(2);
         }
         self.parts.push(part);
@@ -533,6 +553,10 @@ impl Connection {
 
     fn frame_until(&self) -> Option<Instant> {
         (!self.paused && !self.partial.is_empty()).then(|| self.partial_since + self.limits.frame_timeout)
+    }
+
+    fn message_until(&self) -> Option<Instant> {
+        (!self.paused && !self.parts.is_empty()).then(|| self.parts_since + self.limits.message_timeout)
     }
 
     /// The first fault stays the fault.

@@ -43,6 +43,8 @@ pub enum LinkFault {
     PeerSilent,
     #[error("a frame was begun and not finished in time")]
     FrameStalled,
+    #[error("a message was begun and not finished in time")]
+    MessageStalled,
     #[error("the peer said BYE")]
     Bye,
     #[error("the peer closed before its greeting was complete")]
@@ -77,6 +79,7 @@ impl LinkFault {
             Self::NoHello => "no_hello",
             Self::PeerSilent => "peer_silent",
             Self::FrameStalled => "frame_stalled",
+            Self::MessageStalled => "message_stalled",
             Self::Bye => "bye",
             Self::ClosedInGreeting => "closed_in_greeting",
             Self::ClosedInHandshake => "closed_in_handshake",

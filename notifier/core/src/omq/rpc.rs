@@ -29,6 +29,8 @@ pub struct RpcLimits {
     pub request_timeout: Duration,
     /// Requests without a reply at once.
     pub max_outstanding: usize,
+    /// Largest data part of a push that is handed out, bytes. A larger one is dropped and counted.
+    pub max_push: usize,
 }
 
 impl Default for RpcLimits {
@@ -38,11 +40,12 @@ impl Default for RpcLimits {
             hello_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(15),
             max_outstanding: 64,
+            max_push: 128 << 10,
         }
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub enum RpcEvent {
     /// The node said HELLO.
     Up,
@@ -54,6 +57,21 @@ pub enum RpcEvent {
     Notify(Bytes),
     /// A new block; its height and hash are not needed.
     BlockNotify,
+}
+
+/// What a node sends is full of accounts: lengths only.
+impl std::fmt::Debug for RpcEvent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Up => f.write_str("Up"),
+            Self::Reply { request, result } => {
+                let parts = result.as_ref().map(Vec::len);
+                write!(f, "Reply {{ {request}, parts: {parts:?} }}")
+            }
+            Self::Notify(part) => write!(f, "Notify({} bytes)", part.len()),
+            Self::BlockNotify => f.write_str("BlockNotify"),
+        }
+    }
 }
 
 /// Why a request has no reply.
@@ -114,6 +132,7 @@ pub struct Rpc {
     /// In the order they were sent, which is also the order of their deadlines.
     outstanding: VecDeque<Outstanding>,
     events: VecDeque<RpcEvent>,
+    pushes_too_large: u64,
     hello_until: Option<Instant>,
     fault: Option<LinkFault>,
 }
@@ -152,6 +171,7 @@ impl Rpc {
             next_number: 0,
             outstanding: VecDeque::new(),
             events: VecDeque::new(),
+            pushes_too_large: 0,
             hello_until: Some(now + limits.hello_timeout),
             fault: None,
         }
@@ -180,6 +200,11 @@ impl Rpc {
             self.events = VecDeque::new();
         }
         event
+    }
+
+    /// Data parts dropped since the last call because they are beyond `max_push`.
+    pub const fn take_pushes_too_large(&mut self) -> u64 {
+        std::mem::replace(&mut self.pushes_too_large, 0)
     }
 
     /// Sends a request. It may go before HELLO has come: nodes serve it all the same.
@@ -267,7 +292,15 @@ impl Rpc {
     fn take_message(&mut self, mut parts: Vec<Bytes>) -> Result<(), LinkFault> {
         let word = parts.first().map(Bytes::as_ref).unwrap_or_default();
         match word {
-            b"notify.message" => self.events.extend(parts.into_iter().skip(1).map(RpcEvent::Notify)),
+            b"notify.message" => {
+                for part in parts.into_iter().skip(1) {
+                    if part.len() <= self.limits.max_push {
+                        self.events.push_back(RpcEvent::Notify(part));
+                    } else {
+                        self.pushes_too_large = self.pushes_too_large.saturating_add(1);
+                    }
+                }
+            }
             b"notify.block" => self.events.push_back(RpcEvent::BlockNotify),
             b"REPLY" => {
                 // A reply that came too late, or twice, has no request any more.

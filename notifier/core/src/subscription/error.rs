@@ -34,6 +34,8 @@ pub enum ItemError {
     SubaccountNotSigned,
     NotSignedBySubaccount,
     NotSigned,
+    /// The account has as many devices as it may have; repeating does not help.
+    TooManyDevices,
     /// Not the item's fault: we are starting, stopping or overloaded.
     Unavailable,
     TimedOut,
@@ -79,7 +81,8 @@ impl ItemError {
             | Self::SubaccountOfOtherNetwork
             | Self::SubaccountNotSigned
             | Self::NotSignedBySubaccount
-            | Self::NotSigned => ERROR,
+            | Self::NotSigned
+            | Self::TooManyDevices => ERROR,
         }
     }
 
@@ -114,6 +117,7 @@ impl ItemError {
             Self::SubaccountNotSigned => "Subaccount auth signature verification failed",
             Self::NotSignedBySubaccount => "Subaccount main signature verification failed",
             Self::NotSigned => "Signature verification failed",
+            Self::TooManyDevices => "Too many devices for this account",
             Self::Unavailable => "Notifications cannot be changed at the moment",
             Self::TimedOut => "The request took too long",
             Self::Internal => "An internal error occurred",
@@ -158,6 +162,7 @@ impl ItemError {
             Self::SubaccountNotSigned => "subaccount_not_signed",
             Self::NotSignedBySubaccount => "not_signed_by_subaccount",
             Self::NotSigned => "not_signed",
+            Self::TooManyDevices => "too_many_devices",
             Self::Unavailable => "unavailable",
             Self::TimedOut => "timed_out",
             Self::Internal => "internal",

@@ -104,16 +104,15 @@ impl NodeList {
         reply.to_string().into_bytes()
     }
 
-    /// How far two lists are apart, 0 to 1: the nodes that only one of them has, over the length of the longer one.
+    /// How far two lists are apart, 0 to 1: the nodes that one has and the other has not, over the length of the longer one.
     ///
-    /// A node that changed its address or swarm is another node, once in each list.
+    /// A node that changed its address or swarm counts once, as does one that took the place of another.
     pub fn difference(&self, other: &Self) -> f64 {
         let longer = self.nodes.len().max(other.nodes.len());
         if longer == 0 {
             return 0.0;
         }
-        let apart = only_in(self, other) + only_in(other, self);
-        (apart as f64 / longer as f64).min(1.0)
+        only_in(self, other).max(only_in(other, self)) as f64 / longer as f64
     }
 }
 

@@ -59,9 +59,34 @@ impl RecordFault {
         }
     }
 
-    /// Whether the same bytes could be taken a moment later. The others fail until their owner signs anew.
-    const fn is_temporary(self) -> bool {
-        matches!(self, Self::WrongSwarm | Self::Unknown)
+    /// A node may refuse good bytes for a moment, with a clock that is off or while it restarts. What is still refused then fails
+    /// until its owner signs anew, except where the fault is not the record's.
+    const fn retry(self) -> Retry {
+        match self {
+            Self::WrongSwarm | Self::Unknown => Retry::UntilTaken,
+            _ => Retry::FewTimes,
+        }
+    }
+}
+
+/// Whether what was refused is sent again in seconds, or waits for its renewal. In ascending order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Retry {
+    #[default]
+    No,
+    /// At most [`REFUSED_ATTEMPTS`] times.
+    FewTimes,
+    UntilTaken,
+}
+
+impl Retry {
+    /// `attempt`: how often it was sent again already.
+    pub const fn is_due(self, attempt: u32) -> bool {
+        match self {
+            Self::No => false,
+            Self::FewTimes => attempt < REFUSED_ATTEMPTS,
+            Self::UntilTaken => true,
+        }
     }
 }
 
@@ -72,7 +97,7 @@ pub(super) struct Verdict {
     /// By [`RecordFault`], in the order of [`RecordFault::ALL`].
     pub refused: [u64; RecordFault::ALL.len()],
     /// Something may be taken if it is sent again.
-    pub retry: bool,
+    pub retry: Retry,
 }
 
 impl Verdict {
@@ -81,7 +106,7 @@ impl Verdict {
             self.accepted = self.accepted.saturating_add(records);
             return;
         };
-        self.retry |= fault.is_temporary();
+        self.retry = self.retry.max(fault.retry());
         for (refused, known) in self.refused.iter_mut().zip(RecordFault::ALL) {
             if known == fault {
                 *refused = refused.saturating_add(records);
@@ -137,6 +162,8 @@ fn read_item(reader: &mut Reader<'_>) -> Result<Option<Option<RecordFault>>, Ben
     Ok(answer)
 }
 
+/// Retries of a request whose records were refused by their own fault.
+const REFUSED_ATTEMPTS: u32 = 3;
 /// Bytes of reply for each record at most; a real refusal has about 120.
 const LONGEST_ITEM: usize = 1024;
 
@@ -176,11 +203,9 @@ mod tests {
                     let said = text.matches(&format!("7:errcodei{code}e")).count();
                     assert_eq!(refused(verdict, fault), u64::try_from(said).unwrap(), "{}", case["id"]);
                 }
-                assert!(
-                    !verdict.retry,
-                    "what a real server refuses stays refused: {}",
-                    case["id"]
-                );
+                let refused_any = verdict.refused.iter().any(|refused| *refused > 0);
+                let expected = if refused_any { Retry::FewTimes } else { Retry::No };
+                assert_eq!(verdict.retry, expected, "{}", case["id"]);
             }
             cases += 1;
         }
@@ -197,13 +222,16 @@ mod tests {
     fn one_dict_for_many_records_speaks_for_all_of_them() {
         let verdict = read("d7:errcodei1e5:error3:abce", 500).unwrap();
         assert_eq!(refused(verdict, RecordFault::BadArguments), 500);
-        assert!(!verdict.retry);
+        assert_eq!(verdict.retry, Retry::FewTimes);
     }
 
     #[test]
-    fn a_code_nobody_knows_is_tried_again() {
-        assert!(read("ld7:errcodei99eed7:successi1eee", 2).unwrap().retry);
-        assert!(read("d7:errcodei6ee", 1).unwrap().retry);
+    fn a_code_nobody_knows_is_tried_again_until_it_is_taken() {
+        let verdict = read("ld7:errcodei99eed7:errcodei5eed7:successi1eee", 3).unwrap();
+        assert_eq!(verdict.retry, Retry::UntilTaken);
+        assert_eq!(read("d7:errcodei6ee", 1).unwrap().retry, Retry::UntilTaken);
+        assert!(Retry::UntilTaken.is_due(1000));
+        assert!(Retry::FewTimes.is_due(2) && !Retry::FewTimes.is_due(3));
     }
 
     #[test]

@@ -32,7 +32,7 @@ struct Member {
     link: Link,
     /// Failed dials in a row. Not 0 = unreachable, another node stands in.
     failures: u32,
-    /// Links in a row that did not live [`STABLE_LINK`].
+    /// Links in a row that were lost and of which none after the first lived [`STABLE_LINK`].
     short_lives: u32,
     /// The first of the unanswered requests since the last answer.
     silent_since: Option<Instant>,
@@ -63,6 +63,11 @@ struct InFlight {
 impl Member {
     const fn is_up(&self) -> bool {
         matches!(self.link, Link::Up { .. })
+    }
+
+    /// Another node stands in: it cannot be dialed, or it drops every link.
+    const fn needs_stand_in(&self) -> bool {
+        self.failures > 0 || self.short_lives >= FLAPPING
     }
 
     /// Up, or expected to be up soon: worth keeping a delta for.
@@ -103,9 +108,13 @@ impl SwarmWatch {
             self.seal(now, shared);
         }
         for member in &mut self.members {
-            if matches!(member.link, Link::Waiting { until } if until <= now) {
-                member.link = Link::Queued;
-                shared.dials.push_back((self.id, member.node.key));
+            match member.link {
+                Link::Waiting { until } if until <= now => {
+                    member.link = Link::Queued;
+                    shared.dials.push_back((self.id, member.node.key));
+                }
+                Link::Up { since } if now.saturating_duration_since(since) >= STABLE_LINK => member.short_lives = 0,
+                _ => {}
             }
         }
         self.select(now, shared);
@@ -140,7 +149,7 @@ impl SwarmWatch {
             let failing = self
                 .members
                 .iter()
-                .any(|member| member.node.key == node.key && member.failures > 0);
+                .any(|member| member.node.key == node.key && member.needs_stand_in());
             reachable += usize::from(!failing);
         }
         let missing: Vec<Node> = self
@@ -160,7 +169,7 @@ impl SwarmWatch {
             let Some(member) = self.members.get(index) else {
                 return true;
             };
-            !wanted.contains(&member.node.key) || member.failures > 0 || self.is_settled(index)
+            !wanted.contains(&member.node.key) || member.needs_stand_in() || self.is_settled(index)
         });
         while let Some(index) = self
             .members
@@ -275,25 +284,28 @@ impl SwarmWatch {
         if lived >= STABLE_LINK {
             member.short_lives = 0;
         }
-        match end {
+        let pause = match end {
             LinkEnd::DialFailed => {
                 shared.counters.dials_failed += 1;
                 member.failures = member.failures.saturating_add(1);
+                Some(cool_down(member.failures))
             }
             LinkEnd::Lost => {
                 shared.counters.links_lost += 1;
-                member.short_lives = member.short_lives.saturating_add(1);
-                // The first is dialed again at once; a node that drops every link is like one that cannot be reached.
-                member.failures = member.short_lives.saturating_sub(1);
+                let young_before = member.short_lives;
+                member.short_lives = young_before.saturating_add(1);
+                // The first is dialed again at once. Who can be dialed is not left to cool down: messages would be missed.
+                young_before
+                    .checked_sub(1)
+                    .map(|attempt| REDIAL.delay(attempt, shared.random.next()))
             }
-        }
-        if member.failures == 0 {
-            member.link = Link::Queued;
-            shared.dials.push_back((self.id, key));
-        } else {
-            member.link = Link::Waiting {
-                until: now + cool_down(member.failures),
-            };
+        };
+        match pause {
+            Some(pause) => member.link = Link::Waiting { until: now + pause },
+            None => {
+                member.link = Link::Queued;
+                shared.dials.push_back((self.id, key));
+            }
         }
         self.forget_leases(index, now, shared);
     }
@@ -315,8 +327,11 @@ impl SwarmWatch {
             }
         };
         for member in &self.members {
-            if let Link::Waiting { until } = member.link {
-                at_least(until);
+            match member.link {
+                Link::Waiting { until } => at_least(until),
+                // The stand-in may go.
+                Link::Up { since } if member.short_lives >= FLAPPING => at_least(since + STABLE_LINK),
+                _ => {}
             }
         }
         let up: Vec<bool> = self.members.iter().map(Member::is_up).collect();
@@ -395,6 +410,13 @@ fn cool_down(failures: u32) -> Duration {
 
 /// A link that lived this long was a good one.
 const STABLE_LINK: Duration = Duration::from_secs(60);
+/// Pauses before the redial of a link that was lost young, after the first: 1 s, then 2 s, at least half of it.
+const REDIAL: Backoff = Backoff {
+    base: Duration::from_secs(1),
+    cap: Duration::from_secs(2),
+};
+/// After so many links lost young in a row another node stands in until one lives.
+const FLAPPING: u32 = 5;
 /// Pauses after a failed or partly refused request.
 pub(super) const RETRY: Backoff = Backoff {
     base: Duration::from_secs(2),

@@ -14,6 +14,8 @@ enum Mood {
     Good,
     /// Refuses every second record with a code nobody knows.
     Partly,
+    /// Refuses every record with a code that is its owner's fault.
+    Refuses,
     Silent,
     Garbage,
     Unreachable,
@@ -212,6 +214,8 @@ impl World {
             if mood == Mood::Good || (mood == Mood::Partly && place % 2 == 1) {
                 held.accounts.insert(*account);
                 reply.push_str("d7:successi1ee");
+            } else if mood == Mood::Refuses {
+                reply.push_str("d7:errcodei4e5:error3:olde");
             } else {
                 reply.push_str("d7:errcodei77e5:error4:waite");
             }
@@ -418,14 +422,59 @@ fn a_lost_link_is_dialed_again_at_once_and_subscribed_at_once() {
 }
 
 #[test]
-fn a_node_that_drops_every_link_is_dialed_less_and_less() {
-    let mut world = World::new(small(), swarm(0, 1));
-    for _ in 0..2000 {
-        world.run_for(Duration::from_secs(1));
+fn a_link_that_is_lost_young_again_and_again_is_dialed_after_a_second_then_two() {
+    let mut world = World::with_accounts(small(), swarm(0, 1), 5);
+    let mut pauses = Vec::new();
+    for _ in 0..20 {
+        let lost_at = world.now;
         world.lose(node(0, 1).key);
+        world.run_for(Duration::from_secs(3));
+        let [.., (dialed_at, _)] = world.dials[..] else {
+            panic!()
+        };
+        pauses.push(dialed_at.duration_since(lost_at).as_secs_f64());
+        world.check_covered();
     }
-    assert!(world.dials.len() < 30, "{} dials", world.dials.len());
-    world.run_for(Duration::from_secs(200));
+    let [first, second, rest @ ..] = &pauses[..] else {
+        panic!()
+    };
+    assert_eq!(*first, 0.0);
+    assert!((0.5..=1.1).contains(second), "{second}");
+    assert!(rest.iter().all(|pause| (1.0..=2.1).contains(pause)), "{rest:?}");
+    assert_eq!(world.dials.len(), 21);
+}
+
+#[test]
+fn a_link_that_is_lost_young_cools_down_only_when_its_dial_fails() {
+    let mut world = World::with_accounts(small(), swarm(0, 1), 5);
+    let key = node(0, 1).key;
+    world.lose(key);
+    world.run_for(Duration::from_secs(3));
+    world.moods.insert(key, Mood::Unreachable);
+    world.dials.clear();
+    world.lose(key);
+    world.run_for(Duration::from_secs(45));
+    let [(first, _), (second, _), (third, _)] = world.dials[..] else {
+        panic!()
+    };
+    assert_eq!(second.duration_since(first), Duration::from_secs(10));
+    assert_eq!(third.duration_since(second), Duration::from_secs(30));
+}
+
+#[test]
+fn another_node_stands_in_for_one_that_drops_every_link_until_one_lives() {
+    let mut world = World::with_accounts(small(), swarm(0, 5), 30);
+    let fickle = world.watched()[0];
+    for _ in 0..60 {
+        world.run_for(Duration::from_secs(1));
+        world.lose(fickle);
+    }
+    assert_eq!(world.links.len(), K);
+    assert!(!world.links.contains_key(&fickle));
+    world.check_covered();
+    world.run_for(Duration::from_secs(70));
+    assert_eq!(world.links.len(), K);
+    assert!(world.links.contains_key(&fickle));
     world.check_covered();
 }
 
@@ -662,23 +711,46 @@ fn a_partly_refused_request_is_tried_again_in_seconds() {
 }
 
 #[test]
-fn what_is_refused_for_good_waits_for_the_next_renewal() {
+fn what_a_node_refuses_for_a_moment_it_is_asked_again_in_seconds() {
+    let mut world = World::with_accounts(small(), swarm(0, 3), 5);
+    world.run_for(Duration::from_secs(100));
+    let refuses = world.watched()[0];
+    world.moods.insert(refuses, Mood::Refuses);
+    world.add(50);
+    let lost = world.watched()[0];
+    world.lose(lost);
+    world.run_for(Duration::from_secs(1));
+    assert_eq!(world.links.len(), K);
+    assert!(world.watch.coverage().covered < 6);
+    world.moods.clear();
+    world.run_for(Duration::from_secs(3));
+    world.check_covered();
+}
+
+#[test]
+fn what_is_refused_again_and_again_waits_for_the_next_renewal() {
     let mut world = World::with_accounts(small(), swarm(0, 1), 2);
-    world
-        .watch
-        .handle_account_changed(account(0), Some(record(&account(0))), world.now);
-    world.run_for(Duration::from_millis(99));
-    world.now += Duration::from_millis(1);
-    world.tick();
-    let Some(Event::Reply(key, request, _)) = world.events.pop_front() else {
-        panic!()
-    };
-    let refusal = Bytes::from_static(b"ld7:errcodei4e5:error3:oldee");
+    let key = node(0, 1).key;
+    world.moods.insert(key, Mood::Refuses);
+    // As a delta.
     world.requests.clear();
-    world.deliver(Event::Reply(key, request, Ok(vec![refusal])));
+    world.add(50);
+    world.run_for(Duration::from_secs(60));
+    assert_eq!(world.requests.len(), 4);
+    assert_eq!(world.watch.counters().records_refused[3], 4);
     world.run_for(Duration::from_secs(40 * 60));
-    assert_eq!(world.requests.len(), 0);
-    assert_eq!(world.watch.counters().records_refused[3], 1);
+    assert_eq!(world.requests.len(), 4);
+    // As a chunk.
+    world.lose(key);
+    world.requests.clear();
+    world.run_for(Duration::from_secs(60));
+    assert_eq!(world.requests.len(), 4);
+    world.run_for(Duration::from_secs(40 * 60));
+    assert_eq!(world.requests.len(), 4);
+    world.moods.clear();
+    world.run_for(Duration::from_secs(20 * 60));
+    assert_eq!(world.requests.len(), 5);
+    world.check_covered();
 }
 
 #[test]
@@ -850,6 +922,25 @@ fn an_account_costs_less_than_a_hundred_bytes() {
         })
         .sum();
     assert!(bytes / 50_000 < 100, "{} bytes", bytes / 50_000);
+}
+
+#[test]
+fn an_action_prints_nothing_private() {
+    let actions = [
+        Action::Dial(node(0, 213)),
+        Action::Hang(NodeKey([213; 32])),
+        Action::Request {
+            node: NodeKey([213; 32]),
+            request: 1,
+            body: Bytes::from("canary 213"),
+        },
+        Action::NeedRecords {
+            batch: BatchId(1),
+            accounts: vec![AccountId::new([213; 33])],
+        },
+    ];
+    let printed = format!("{actions:?} {actions:#?}");
+    assert!(!printed.contains("canary") && !printed.contains("213"), "{printed}");
 }
 
 // ---- any order of events ----------------------------------------------------------------------------------------------

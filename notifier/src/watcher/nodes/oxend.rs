@@ -61,13 +61,17 @@ async fn keep(address: Address, context: Arc<OxendContext>, mut questions: mpsc:
             events,
             notifies,
         );
+        let started = Instant::now();
         let worked = tokio::select! {
             worked = talk(&handle, &mut inbox, &mut questions, &context.refresh) => worked,
-            // Nobody asked an oxend for messages.
-            () = async { while ignored.recv().await.is_some() {} } => true,
+            // Nobody asked an oxend for messages. How the link ends is heard in `talk` alone.
+            worked = async {
+                while ignored.recv().await.is_some() {}
+                std::future::pending().await
+            } => worked,
         };
         drop(handle);
-        failures = if worked { 0 } else { failures.saturating_add(1) };
+        failures = failures_after(failures, worked, started.elapsed());
         if failures == 1 {
             tracing::info!("an oxend cannot be reached");
         }
@@ -84,6 +88,15 @@ async fn keep(address: Address, context: Arc<OxendContext>, mut questions: mpsc:
                 },
             }
         }
+    }
+}
+
+/// One that answers and hangs up at once is no better than one that cannot be reached.
+fn failures_after(failures: u32, worked: bool, lived: Duration) -> u32 {
+    if worked && lived >= GOOD_LIFE {
+        0
+    } else {
+        failures.saturating_add(1)
     }
 }
 
@@ -165,7 +178,50 @@ const QUESTION: &[u8] = br#"{"active_only":true,"fields":{"pubkey_x25519":true,"
 const SUBSCRIBE_EVERY: Duration = Duration::from_secs(30);
 /// A dial and a request.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// A link that worked and lived this long ended by chance: the next is dialed at once.
+const GOOD_LIFE: Duration = Duration::from_secs(30);
 const REDIAL: Backoff = Backoff {
     base: Duration::from_secs(1),
     cap: Duration::from_secs(30),
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quietline_shared::redact::Secret;
+    use tokio::net::UnixListener;
+
+    #[test]
+    fn only_a_link_that_worked_and_lived_ends_a_row_of_failures() {
+        assert_eq!(failures_after(3, true, GOOD_LIFE), 0);
+        assert_eq!(failures_after(3, true, Duration::from_secs(29)), 4);
+        assert_eq!(failures_after(3, false, Duration::from_secs(3600)), 4);
+        assert_eq!(failures_after(0, true, Duration::ZERO), 1);
+    }
+
+    #[tokio::test]
+    async fn an_oxend_that_hangs_up_is_dialed_with_growing_pauses() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("oxend");
+        let listener = UnixListener::bind(&path).unwrap();
+        let context = Arc::new(OxendContext {
+            link: Arc::default(),
+            identity: Arc::new(Identity::new(Secret::new([7; 32]))),
+            refresh: Arc::new(Notify::new()),
+        });
+        let started = Instant::now();
+        let _oxend = Oxend::spawn(format!("ipc://{}", path.display()).parse().unwrap(), &context);
+        for _ in 0..4 {
+            drop(
+                timeout(Duration::from_secs(60), listener.accept())
+                    .await
+                    .unwrap()
+                    .unwrap(),
+            );
+        }
+        // Busy machines make pauses longer, never shorter.
+        let least: Duration = (0..3).map(|attempt| REDIAL.delay(attempt, 0)).sum();
+        assert_eq!(least, Duration::from_millis(3500));
+        assert!(started.elapsed() >= least, "{:?}", started.elapsed());
+    }
+}

@@ -330,6 +330,37 @@ fn a_trickle_that_never_completes_a_frame_is_a_fault_after_a_minute() {
 }
 
 #[test]
+fn a_message_whose_parts_trickle_in_whole_frames_is_a_fault_after_a_minute() {
+    let (mut connection, mut listener, t0) = open();
+    for tens in 0..6 {
+        let now = t0 + Duration::from_secs(10 * tens);
+        connection.handle_bytes(&mut listener.frame(1, b"part"), now).unwrap();
+        connection.handle_timeout(now).unwrap();
+    }
+    assert!(connection.next_deadline() <= t0 + Duration::from_secs(60));
+    // Another frame is life, and yet no end of the message.
+    let late = t0 + Duration::from_secs(60);
+    connection.handle_bytes(&mut listener.frame(1, b"part"), late).unwrap();
+    assert_eq!(connection.handle_timeout(late), Err(LinkFault::MessageStalled));
+    assert_eq!(connection.held_bytes(), 0);
+}
+
+#[test]
+fn a_pause_of_ours_does_not_count_against_a_begun_message() {
+    let (mut connection, mut listener, t0) = open();
+    let at = |seconds| t0 + Duration::from_secs(seconds);
+    connection.handle_bytes(&mut listener.frame(1, b"part"), t0).unwrap();
+    connection.set_reading_paused(true, at(1));
+    connection.handle_timeout(at(300)).unwrap();
+    connection.set_reading_paused(false, at(300));
+    connection
+        .handle_bytes(&mut listener.frame(0, b"end"), at(301))
+        .unwrap();
+    connection.handle_timeout(at(310)).unwrap();
+    assert_eq!(messages(&mut connection), [["part", "end"].map(Bytes::from)]);
+}
+
+#[test]
 fn while_reading_is_paused_the_peer_is_pinged_and_cannot_die() {
     let (mut connection, mut listener, t0) = open();
     let at = |seconds| t0 + Duration::from_secs(seconds);

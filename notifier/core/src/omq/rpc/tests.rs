@@ -167,6 +167,20 @@ fn every_data_part_of_a_push_is_handed_out_and_a_block_is_told() {
 }
 
 #[test]
+fn a_push_beyond_the_limit_is_dropped_and_counted_and_the_others_are_handed_out() {
+    let (mut rpc, now) = up();
+    let limit = RpcLimits::default().max_push;
+    let (largest, larger) = (vec![7; limit], vec![7; limit + 1]);
+    feed(&mut rpc, &[b"notify.message", &larger, &largest, &larger, b"one"], now).unwrap();
+    assert_eq!(
+        events(&mut rpc),
+        [RpcEvent::Notify(largest.into()), RpcEvent::Notify("one".into())]
+    );
+    assert_eq!(rpc.take_pushes_too_large(), 2);
+    assert_eq!(rpc.take_pushes_too_large(), 0);
+}
+
+#[test]
 fn unknown_commands_are_answered_but_not_for_ever_and_not_at_any_length() {
     let (mut rpc, now) = up();
     feed(&mut rpc, &[b"notify.nosuch", b"x"], now).unwrap();
@@ -219,6 +233,22 @@ fn an_idle_client_holds_no_memory_beyond_its_own_size() {
         (0, 0, 0)
     );
     assert!(size_of::<Rpc>() < 800, "{}", size_of::<Rpc>());
+}
+
+#[test]
+fn an_event_prints_nothing_private() {
+    let parts = || vec![Bytes::from("canary")];
+    let reply = |result| RpcEvent::Reply { request: 1, result };
+    let events = [
+        RpcEvent::Up,
+        reply(Ok(parts())),
+        reply(Err(RequestFailure::TimedOut)),
+        RpcEvent::Notify("canary".into()),
+        RpcEvent::BlockNotify,
+    ];
+    let messages = [Event::HandshakeDone, Event::Message(parts())];
+    let printed = format!("{events:?} {events:#?} {messages:?} {messages:#?}");
+    assert!(!printed.contains("canary"), "{printed}");
 }
 
 fn fresh(now: Instant) -> Rpc {

@@ -4,7 +4,7 @@
 
 use super::super::chunk::{Body, Lease};
 use super::super::delta::Claim;
-use super::super::reply::read_reply;
+use super::super::reply::{Retry, read_reply};
 use super::super::{Action, Load, ReplyFault, Shared};
 use super::{InFlight, Link, SwarmWatch, cool_down};
 use crate::account::AccountId;
@@ -130,14 +130,14 @@ impl SwarmWatch {
                 *total += refused;
             }
         }
-        let retry = verdict.is_none_or(|verdict| verdict.retry);
+        let retry = verdict.map_or(Retry::UntilTaken, |verdict| verdict.retry);
         match flight.delta {
             None => self.chunk_answered(index, request, retry, now, shared),
             Some(delta) => self.delta_answered(index, delta, retry, now, shared),
         }
     }
 
-    fn chunk_answered(&mut self, index: usize, request: u64, retry: bool, now: Instant, shared: &mut Shared) {
+    fn chunk_answered(&mut self, index: usize, request: u64, retry: Retry, now: Instant, shared: &mut Shared) {
         // More than one if the chunk was split meanwhile.
         for chunk in &mut self.chunks.list {
             let Some(lease) = chunk.leases.get_mut(index) else {
@@ -154,7 +154,7 @@ impl SwarmWatch {
             if sent != request {
                 continue;
             }
-            *lease = if retry {
+            *lease = if retry.is_due(attempt) {
                 shared.counters.retries += 1;
                 Lease::Due {
                     at: now + shared.retry_delay(attempt),
@@ -173,7 +173,7 @@ impl SwarmWatch {
         }
     }
 
-    fn delta_answered(&mut self, index: usize, id: u64, retry: bool, now: Instant, shared: &mut Shared) {
+    fn delta_answered(&mut self, index: usize, id: u64, retry: Retry, now: Instant, shared: &mut Shared) {
         let Some(delta) = self.deltas.iter_mut().find(|delta| delta.id == id) else {
             return;
         };
@@ -182,7 +182,7 @@ impl SwarmWatch {
         };
         let Claim::Sent { attempt, .. } = *claim else { return };
         *claim = Claim::Done;
-        if retry {
+        if retry.is_due(attempt) {
             shared.counters.retries += 1;
             let at = now + shared.retry_delay(attempt);
             if attempt < DELTA_ATTEMPTS {
