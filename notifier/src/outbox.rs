@@ -6,12 +6,14 @@
 //! One task owns the decisions (`notifier_core::outbox`) and the file. Wakeups that wait become one commit; while it is on its
 //! way to the disk the next one forms.
 
+mod clock;
 pub mod journal;
 mod load;
 mod report;
 pub mod sqlite;
 
 use crate::sqlite::SqliteFault;
+use clock::SteadyClock;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use journal::{Done, Finished, Journal};
@@ -79,6 +81,7 @@ impl OutboxFile {
             settings.set_concurrency(lane.service, lane.concurrency);
         }
         let now_ms = unix_ms();
+        let clock = SteadyClock::new(Instant::now(), now_ms);
         let expired = self.writer.remove_expired(now_ms).await?;
         metrics::counter!("outbox_expired_at_start_total").increment(expired);
         let mut machine = Outbox::new(settings, Seed::new(random.take()), self.writer.next_id().await?);
@@ -98,6 +101,7 @@ impl OutboxFile {
         let (stop, stopped) = oneshot::channel();
         let driver = Driver {
             machine,
+            clock,
             journal: Journal::new(self.writer),
             reader: self.reader,
             lanes,
@@ -183,6 +187,8 @@ pub struct Accept {
 
 struct Driver {
     machine: Outbox,
+    /// The machine's time. Marks bear that of the wall clock, by which they are read at the next start.
+    clock: SteadyClock,
     journal: Journal,
     reader: OutboxReader,
     lanes: Vec<Lane>,
@@ -237,7 +243,7 @@ impl Driver {
                 _ = tick.tick() => Event::Tick,
                 () = tokio::time::sleep_until(wake_at) => Event::Time,
             };
-            let now_ms = unix_ms();
+            let now_ms = self.now_ms();
             match event {
                 Event::Finished(finished) => {
                     self.machine.handle_written(finished.durable);
@@ -267,13 +273,14 @@ impl Driver {
         // A read that nobody waits for would keep its connection.
         self.loading = None;
         self.reader.close().await;
-        report::report(&self.machine, unix_ms());
+        let now_ms = self.now_ms();
+        report::report(&self.machine, now_ms);
         self.journal.close(unix_ms()).await;
     }
 
     /// Carries what the machine decided to the file, the lanes and the others.
     fn pump(&mut self) {
-        let (now, now_ms) = (Instant::now(), unix_ms());
+        let (now, now_ms) = (Instant::now(), self.now_ms());
         if self.machine.next_deadline().is_some_and(|deadline| deadline <= now_ms) {
             self.machine.handle_timeout(now_ms);
         }
@@ -297,7 +304,7 @@ impl Driver {
                 Write::Change { id, attempt, fallback } => self.journal.change(Change { id, attempt, fallback }, now),
             }
         }
-        self.journal.start(now, now_ms);
+        self.journal.start(now, unix_ms());
         self.effects.extend(std::iter::from_fn(|| self.machine.poll_effect()));
     }
 
@@ -343,7 +350,11 @@ impl Driver {
         report::report(&self.machine, now_ms);
         let kept_ms = i64::try_from(self.marks_kept.as_millis()).unwrap_or(i64::MAX);
         self.journal
-            .forget_marks_before(now_ms.saturating_sub(kept_ms), Instant::now());
+            .forget_marks_before(unix_ms().saturating_sub(kept_ms), Instant::now());
+    }
+
+    fn now_ms(&mut self) -> i64 {
+        self.clock.now_ms(Instant::now(), unix_ms())
     }
 
     /// Whether outcomes are read: not while those who hear of dead tokens lag behind.
@@ -355,25 +366,26 @@ impl Driver {
         self.journal.room() > 0 && !(queue.is_closed() && queue.is_empty())
     }
 
-    fn is_done(&self, queue: &mpsc::Receiver<Accept>) -> bool {
+    fn is_done(&mut self, queue: &mpsc::Receiver<Accept>) -> bool {
         let Some(stop_at) = self.stop_at else { return false };
         let under_way = Service::ALL
             .into_iter()
             .any(|service| self.machine.in_flight(service) > 0);
+        let now_ms = self.now_ms();
         // Bounded steps may have left something that is due.
-        let is_due = self.machine.next_deadline().is_some_and(|due_ms| due_ms <= unix_ms());
+        let is_due = self.machine.next_deadline().is_some_and(|due_ms| due_ms <= now_ms);
         let sends = under_way || self.loading.is_some() || is_due;
         let finished = !sends && queue.is_empty() && self.journal.is_idle() && self.effects.is_empty();
         finished || stop_at <= Instant::now()
     }
 
     /// When there is something to do although nothing happens.
-    fn wake_at(&self) -> Instant {
-        let now = Instant::now();
+    fn wake_at(&mut self) -> Instant {
+        let (now, now_ms) = (Instant::now(), self.now_ms());
         // What is due already waits for something else that is announced: a body, or the end of a commit.
         let soon = now + SOON;
         let machine = self.machine.next_deadline().map(|deadline_ms| {
-            let wait_ms = deadline_ms.saturating_sub(unix_ms()).clamp(0, LONGEST_WAIT_MS);
+            let wait_ms = deadline_ms.saturating_sub(now_ms).clamp(0, LONGEST_WAIT_MS);
             (now + Duration::from_millis(wait_ms.unsigned_abs())).max(soon)
         });
         let journal = self.journal.poll_timeout(now);
