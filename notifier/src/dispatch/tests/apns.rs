@@ -235,24 +235,26 @@ async fn a_token_that_expired_right_after_it_was_minted_waits_for_apples_20_minu
 }
 
 #[tokio::test]
-async fn a_connection_bound_to_another_key_is_left_for_a_new_one() {
-    let files = Files::new();
-    let (handler, log) = handler(|received, _| match received.connection {
-        0 => because(403, "UnrelatedKeyIdInToken"),
-        _ => reply(200, ""),
-    });
-    let server = fake(&files, handler).await;
-    let provider = apns(&files.apns(server.port), LONG);
-    assert_eq!(
-        reason(&send(&provider, &one(), LONG).await),
-        Some(RetryReason::Connection)
-    );
-    assert_eq!(send(&provider, &one(), LONG).await, Outcome::Delivered);
-    let log = log.lock().unwrap();
-    assert_eq!(
-        log[0].headers["apns-id"], log[1].headers["apns-id"],
-        "the same push keeps its id"
-    );
+async fn a_connection_bound_to_another_key_or_shutting_down_is_left_for_a_new_one() {
+    for (status, left_for, expected) in [
+        (403, "UnrelatedKeyIdInToken", RetryReason::Connection),
+        (503, "Shutdown", RetryReason::Unavailable),
+    ] {
+        let files = Files::new();
+        let (handler, log) = handler(move |received, _| match received.connection {
+            0 => because(status, left_for),
+            _ => reply(200, ""),
+        });
+        let server = fake(&files, handler).await;
+        let provider = apns(&files.apns(server.port), LONG);
+        assert_eq!(reason(&send(&provider, &one(), LONG).await), Some(expected));
+        assert_eq!(send(&provider, &one(), LONG).await, Outcome::Delivered);
+        let log = log.lock().unwrap();
+        assert_eq!(
+            log[0].headers["apns-id"], log[1].headers["apns-id"],
+            "the same push keeps its id"
+        );
+    }
 }
 
 #[tokio::test]
