@@ -119,7 +119,7 @@ impl Desk {
             Upserted::Full => {
                 metrics::counter!("fanout_full_accounts_total").increment(1);
                 let _ = self.store.remove(&device).await;
-                return Err(Unavailable);
+                return Ok(Stored::Full);
             }
         };
         if watch_now {
