@@ -225,7 +225,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         },
         task = ended.recv() => Err(StartError::TaskEnded(task.unwrap_or("all"))),
     };
-    tracing::info!("stopping: what is under way may finish, the rest is in the outbox file");
+    tracing::info!("stopping: what can be sent is sent, the rest is in the outbox file");
     lifecycle::tell_stopping();
     not_stopping.clear();
     stopper.stop();
@@ -237,7 +237,10 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         ready.abort();
         // Links close; what they gave goes through the relay into the outbox.
         drop(watcher);
-        log_end("relay", relay_task.await);
+        // On a full disk its commits wait; what they hold is then lost to this run, and the outbox still closes its file.
+        if let Ok(end) = tokio::time::timeout(drain / 2, relay_task).await {
+            log_end("relay", end);
+        }
         outbox.shutdown(deadline).await;
         for task in lane_tasks {
             log_end("lane", task.await);
