@@ -300,7 +300,6 @@ async fn garbage_and_huge_frames_of_a_node_change_nothing() {
         b"d1:@33:shorte".to_vec(),
         good[..good.len() - 1].to_vec(),
         good[..good.len() / 2].to_vec(),
-        vec![b'x'; 1_000_000],
     ];
     for field in ["@", "h", "n", "t", "z"] {
         let Some(Bt::Dict(mut fields)) = Bt::parse(&good) else {
