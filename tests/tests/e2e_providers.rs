@@ -22,6 +22,8 @@ async fn a_token_that_died_after_it_was_registered_is_deleted_and_one_that_died_
             enrolled(&lab, PushService::Apns).await,
         );
         let deleted = figure(&lab, "store_dead_devices_total", "").await;
+        // Nothing is deleted before the credential has delivered something.
+        reach(&lab, &reborn).await;
         lab.apns
             .script()
             .queue(&reborn.token, Answer::apns_gone(reason, now - HOUR_MS));
@@ -51,6 +53,8 @@ async fn a_dead_token_is_deleted_from_every_account_and_watching_ends_with_the_l
     enroll(&lab, &group).await;
     let neighbour = enrolled(&lab, PushService::Firebase).await;
     let script = lab.fcm.script();
+    // Nothing is deleted before the credential has delivered something.
+    reach(&lab, &neighbour).await;
     script.queue(&person.token, Answer::fcm(404, "NOT_FOUND", Some("UNREGISTERED"), None));
     lab.send(&person, 0, b"to a dead token", DAY);
     until_figure(&lab, "store_dead_devices_total", "", |count| count == 2.0).await;
