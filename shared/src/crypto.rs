@@ -2,8 +2,13 @@
 //!
 //! In: keys, bytes, nonces. Out: bytes, or a plain "no". Never: makes randomness, logs, or says why a seal did not open.
 
+mod p256;
+
+pub use p256::{P256Key, is_p256_point};
+
 use crate::redact::Secret;
 use aes_gcm::Aes256Gcm;
+use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use blake2::Blake2bMac;
 use blake2::digest::consts::{U16, U32};
 use blake2::digest::{Digest, FixedOutput, KeyInit, Mac, Update};
@@ -116,6 +121,31 @@ pub fn aes_gcm_open(key: &[u8; 32], sealed: &[u8]) -> Option<Vec<u8>> {
     Aes256Gcm::new(key.into()).decrypt(nonce.into(), sealed).ok()
 }
 
+/// `text` in place, with the tag appended.
+pub fn aes_128_gcm_seal_in_place(key: &Secret<[u8; 16]>, nonce: &[u8; 12], text: &mut Vec<u8>) {
+    let key = UnboundKey::new(&AES_128_GCM, key.expose()).expect("16 bytes are a key of AES-128");
+    LessSafeKey::new(key)
+        .seal_in_place_append_tag(Nonce::assume_unique_for_key(*nonce), Aad::empty(), text)
+        .expect("the text is far below the cipher's 64 GiB");
+}
+
+/// HKDF with SHA-256 (RFC 5869), for at most one block of output. `info` is taken as one text.
+pub fn hkdf_sha256<const N: usize>(salt: &[u8], secret: &[u8], info: &[&[u8]]) -> Secret<[u8; N]> {
+    const { assert!(N <= 32, "one block") };
+    let extracted = Secret::new(hmac_sha256(salt, secret));
+    let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(extracted.expose()).expect("HMAC takes keys of any length");
+    for part in info {
+        Mac::update(&mut mac, part);
+    }
+    Mac::update(&mut mac, &[1]);
+    let block = Secret::new(<[u8; 32]>::from(mac.finalize().into_bytes()));
+    let mut out = [0; N];
+    for (to, from) in out.iter_mut().zip(block.expose()) {
+        *to = *from;
+    }
+    Secret::new(out)
+}
+
 /// NaCl's `crypto_box` between two fixed keys, the shared key computed once: CurveZMQ's box.
 pub struct CurveBox(crypto_box::SalsaBox);
 
@@ -172,6 +202,19 @@ mod tests {
         let key = Secret::new([9; 32]);
         assert_ne!(keyed_hash_32(&key, &[b"ab", b"c"]), keyed_hash_32(&key, &[b"a", b"bc"]));
         assert_ne!(keyed_hash_16(&key, &[b"ab", b"c"]), keyed_hash_16(&key, &[b"a", b"bc"]));
+    }
+
+    #[test]
+    fn hkdf_gives_what_rfc_5869_says() {
+        // RFC 5869 A.1: the first 32 bytes of its 42.
+        let salt = hex::decode("000102030405060708090a0b0c").unwrap();
+        let info = hex::decode("f0f1f2f3f4f5f6f7f8f9").unwrap();
+        let (head, tail) = info.split_at(3);
+        let made = hkdf_sha256::<32>(&salt, &[0x0b; 22], &[head, tail]);
+        assert_eq!(
+            hex::encode(made.expose()),
+            "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf"
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! running process needs: settings, telemetry, lifecycle.
 #![forbid(unsafe_code)]
 
+pub mod address;
 pub mod backoff;
 pub mod bencode;
 pub mod crypto;

@@ -1,8 +1,9 @@
-//! What a running process needs and a core must not have: settings, telemetry, lifecycle, a bounded HTTP server.
+//! What a running process needs and a core must not have: settings, commands, telemetry, lifecycle, a bounded HTTP server.
 //!
-//! In: a settings file, signals, a listener. Out: checked settings, log lines, metrics, readiness, a stop that drains.
+//! In: a settings file, signals, a listener. Out: checked settings, exit codes, log lines, metrics, readiness, a stop that drains.
 //! Never: prints data about a person or a key.
 
+pub mod command;
 pub mod config;
 pub mod lifecycle;
 pub mod server;

@@ -106,11 +106,34 @@ impl SettingsFile {
         self.faults.push(Fault::new(place, problem, expected));
     }
 
+    /// Adds what works and yet is not right.
+    pub fn warn(&mut self, place: &str, problem: impl Into<String>, expected: impl Into<String>) {
+        self.warnings.push(Fault::new(place, problem, expected));
+    }
+
     /// The path that the setting `place` (`section.key`) names, whatever else is wrong with its section.
     pub fn path(&self, place: &str) -> Option<PathBuf> {
         let (section, key) = place.split_once('.')?;
         let value = self.sections.get(section)?.as_dict()?.get(key)?;
         value.as_str().map(PathBuf::from)
+    }
+
+    /// As [`Self::path`] for each item of a list of sections: `[[auth.user]]` is the list `auth.user`. Beside each path its place, such as
+    /// `auth.user[0].password_file`; an item without one has `None`.
+    pub fn paths(&self, list: &str, key: &str) -> Vec<(String, Option<PathBuf>)> {
+        let items = list.split_once('.').and_then(|(section, list)| {
+            match self.sections.get(section)?.as_dict()?.get(list)? {
+                Value::Array(_, items) => Some(items.as_slice()),
+                _ => None,
+            }
+        });
+        let path = |item: &Value| item.as_dict()?.get(key)?.as_str().map(PathBuf::from);
+        items
+            .unwrap_or_default()
+            .iter()
+            .enumerate()
+            .map(|(number, item)| (format!("{list}[{number}].{key}"), path(item)))
+            .collect()
     }
 
     /// The key in the file that the setting `place` names; a fault is collected.
@@ -119,34 +142,61 @@ impl SettingsFile {
         self.collect(place, path, key)
     }
 
+    /// The bytes of a file that anybody may read, such as a certificate, at most `limit`; a fault is collected.
+    pub fn public_file(&mut self, place: &str, path: &Path, limit: usize) -> Option<Vec<u8>> {
+        match read_bounded(path, limit) {
+            Ok(bytes) => Some(bytes),
+            Err(fault) => {
+                self.unusable(place, path, fault);
+                None
+            }
+        }
+    }
+
     /// The bytes of the file that the setting `place` names, at most `limit`; a fault is collected.
     pub fn secret_file(&mut self, place: &str, path: &Path, limit: usize) -> Option<Secret<Vec<u8>>> {
         let bytes = read_bounded(path, limit);
         self.collect(place, path, bytes).map(Secret::new)
     }
 
+    /// As [`Self::secret_file`] for a password or secret that is text: one line end at its end does not count, so that what `echo` and
+    /// editors write is read as it is meant.
+    pub fn secret_text(&mut self, place: &str, path: &Path, limit: usize) -> Option<Secret<Vec<u8>>> {
+        let text = read_bounded(path, limit).map(|mut bytes| {
+            let line_end = match bytes.as_slice() {
+                [.., b'\r', b'\n'] => 2,
+                [.., b'\n'] => 1,
+                _ => 0,
+            };
+            bytes.truncate(bytes.len() - line_end);
+            bytes
+        });
+        self.collect(place, path, text).map(Secret::new)
+    }
+
     fn collect<T>(&mut self, place: &str, path: &Path, read: Result<T, FileFault>) -> Option<T> {
-        let name = printable_path(path, &self.folder);
         match read {
             Ok(value) => {
                 if is_open_to_others(path) {
-                    self.warnings.push(Fault::new(
+                    let name = printable_path(path, &self.folder);
+                    self.warn(
                         place,
                         format!("{name} can be read by other users of this machine"),
                         "mode 0600",
-                    ));
+                    );
                 }
                 Some(value)
             }
             Err(fault) => {
-                self.faults.push(Fault::new(
-                    place,
-                    format!("{name} {}", fault.problem()),
-                    fault.expected(),
-                ));
+                self.unusable(place, path, fault);
                 None
             }
         }
+    }
+
+    fn unusable(&mut self, place: &str, path: &Path, fault: FileFault) {
+        let name = printable_path(path, &self.folder);
+        self.fault(place, format!("{name} {}", fault.problem()), fault.expected());
     }
 
     /// All faults found, among them sections nobody asked for; otherwise the warnings.
@@ -774,6 +824,56 @@ mod tests {
         assert_eq!(read(&[7; 300]), Err(FileFault::TooLarge { limit: KEY_FILE_LIMIT }));
         assert_eq!(read_key_32(folder.path()).err(), Some(FileFault::NotAFile));
         assert_eq!(read_key_32(&folder.path().join("none")).err(), Some(FileFault::Missing));
+    }
+
+    #[test]
+    fn the_paths_of_a_list_are_found_whatever_else_is_wrong_with_it() {
+        let file = parse("auth.user = [{ name = 5, password_file = 'a' }, { name = 'x' }, 7]");
+        let found = file.paths("auth.user", "password_file");
+        let expected = [
+            ("auth.user[0].password_file", Some("/etc/quietline/a".into())),
+            ("auth.user[1].password_file", None),
+            ("auth.user[2].password_file", None),
+        ];
+        assert_eq!(found, expected.map(|(place, path)| (place.to_owned(), path)));
+        assert!(file.paths("auth.timed", "secret_file").is_empty());
+        assert!(parse("auth = 5").paths("auth.user", "password_file").is_empty());
+    }
+
+    #[test]
+    fn a_public_file_may_be_read_by_everybody() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("certificate");
+        std::fs::write(&path, "public").unwrap();
+        let mut file = parse("");
+        let read = file.public_file("listen.certificate_file", &path, 10);
+        assert_eq!(read.as_deref(), Some(b"public".as_slice()));
+        assert!(file.public_file("listen.certificate_file", &path, 5).is_none());
+        let faults = file.finish().expect_err("too large for the second reading");
+        assert_eq!(faults.0.len(), 1);
+    }
+
+    #[test]
+    fn a_secret_text_ends_before_its_line_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("password");
+        let mut file = parse("");
+        for (written, read) in [
+            ("pass word", Some("pass word")),
+            ("pass\n", Some("pass")),
+            ("pass\r\n", Some("pass")),
+            ("pass\n\n", Some("pass\n")),
+            ("", Some("")),
+            ("longer than that\n", None),
+        ] {
+            std::fs::write(&path, written).unwrap();
+            let found = file.secret_text("auth.password_file", &path, 10);
+            let found = found.as_ref().map(|text| text.expose().as_slice());
+            assert_eq!(found, read.map(str::as_bytes), "{written:?}");
+        }
+        let faults = file.finish().expect_err("one is too long");
+        assert_eq!(faults.0.len(), 1);
+        assert!(!faults.to_string().contains("longer than that"), "{faults}");
     }
 
     #[cfg(unix)]
