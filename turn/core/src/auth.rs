@@ -362,6 +362,14 @@ impl Credentials {
         })
     }
 
+    /// What a credential endpoint gives out beside a timed username, made with the first secret; `None` if there is none.
+    pub fn timed_password(&self, username: &[u8]) -> Option<Secret<String>> {
+        let mut password = self.timed.first()?.password(username);
+        let text = std::str::from_utf8(password.text()).ok().map(str::to_owned);
+        password.zeroize();
+        text.map(Secret::new)
+    }
+
     /// RFC 8489 §14.4.
     fn userhash(&self, username: &[u8]) -> [u8; 32] {
         let mut hash = Sha256::new();
@@ -471,6 +479,13 @@ impl TimedSecret {
     }
 
     fn key(&self, username: &[u8], realm: &[u8], algorithm: PasswordAlgorithm) -> Key {
+        let mut password = self.password(username);
+        let key = Key::derive(algorithm, username, realm, password.text());
+        password.zeroize();
+        key
+    }
+
+    fn password(&self, username: &[u8]) -> TimedPassword {
         let mut mac = [0; 32];
         let length = match self.algorithm {
             TimedAlgorithm::Sha1 => {
@@ -483,15 +498,26 @@ impl TimedSecret {
                 32
             }
         };
-        // 44 characters hold the base64 of 32 bytes.
-        let mut password = [0; 44];
-        let written = STANDARD
-            .encode_slice(mac.get(..length).unwrap_or_default(), &mut password)
-            .unwrap_or_default();
-        let key = Key::derive(algorithm, username, realm, password.get(..written).unwrap_or_default());
+        let mut bytes = [0; 44];
+        let written = STANDARD.encode_slice(mac.get(..length).unwrap_or_default(), &mut bytes);
         mac.zeroize();
-        password.zeroize();
-        key
+        TimedPassword {
+            bytes,
+            length: written.unwrap_or_default(),
+        }
+    }
+}
+
+/// 44 characters hold the base64 of 32 bytes.
+#[derive(Zeroize)]
+struct TimedPassword {
+    bytes: [u8; 44],
+    length: usize,
+}
+
+impl TimedPassword {
+    fn text(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or_default()
     }
 }
 

@@ -23,7 +23,7 @@ use crate::allocation::Allocations;
 use crate::allocation::pool::Pool;
 use crate::attributes::{self, Fault};
 use crate::auth::Nonces;
-use crate::forwarding::{Dropped, Forwarding, Index, Route, View};
+use crate::forwarding::{Dropped, Forwarding, Index, Route, Run, View};
 use crate::peers::RelayTable;
 use crate::table::HashKey;
 use crate::time::{Now, Random, Rate, Seconds, nanoseconds};
@@ -139,7 +139,7 @@ impl Server {
             allocations: Allocations::new(shared.hash_key.clone()),
             forwarding,
             outputs: VecDeque::new(),
-            counters: Counters::new(),
+            counters: Counters::default(),
             is_draining: false,
             shared,
             settings,
@@ -165,9 +165,33 @@ impl Server {
         now: Now,
         random: Random<'_>,
     ) -> Option<Hop> {
-        let route = self.forwarding.peer_packet(relay, peer, length, now.steady);
+        let route = self.forwarding.peer_packet(relay, peer, length, Run::ONE, now.steady);
         let handled = route.map(|route| hop(route, 0..length, false, random));
         self.counted(handled.map(Some).map_err(Refusal::Dropped))
+    }
+
+    /// Several ChannelData messages of one client that came together and begin with the same four bytes; `first` is one of them. The
+    /// hop is that of each. `None`: nothing was decided or counted, and each is to be handled for itself.
+    pub fn handle_client_run(&mut self, from: &FiveTuple, first: &[u8], run: Run, now: Now) -> Option<Hop> {
+        if demux(first) != Kind::ChannelData {
+            return None;
+        }
+        let (route, payload) = self.forwarding.client_packet(from, first, run, now.steady).ok()?;
+        Some(hop(route, payload, false, &mut |_| {}))
+    }
+
+    /// Several datagrams of so many bytes each that came together from one peer: as [`Server::handle_client_run`].
+    pub fn handle_peer_run(
+        &mut self,
+        relay: RelayAddr,
+        peer: PeerAddr,
+        length: usize,
+        run: Run,
+        now: Now,
+    ) -> Option<Hop> {
+        let route = self.forwarding.peer_packet(relay, peer, length, run, now.steady).ok()?;
+        // No hop of a run needs randomness: it is no indication.
+        Some(hop(route, 0..length, false, &mut |_| {}))
     }
 
     /// An ICMP message about a packet from the relayed address to the peer; the port is 0 where the system does not say it.
@@ -263,7 +287,7 @@ impl Server {
     ) -> Result<Option<Hop>, Refusal> {
         let (route, payload) = self
             .forwarding
-            .client_packet(from, bytes, now.steady)
+            .client_packet(from, bytes, Run::ONE, now.steady)
             .map_err(Refusal::Dropped)?;
         Ok(Some(hop(route, payload, false, random)))
     }

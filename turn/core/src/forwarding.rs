@@ -42,6 +42,55 @@ pub struct Recipient {
     pub shard: u16,
 }
 
+/// How many packets one decision is for: they came together, from one source, and are equal in all that decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run(u16);
+
+impl Run {
+    pub const ONE: Self = Self(1);
+    /// With this many of the longest segments the rate of an allocation still has room for one run.
+    pub const MOST: u16 = 64;
+
+    /// `None` for none, or for more than [`Run::MOST`].
+    pub const fn new(count: u16) -> Option<Self> {
+        if matches!(count, 1..=Self::MOST) {
+            Some(Self(count))
+        } else {
+            None
+        }
+    }
+
+    pub const fn count(self) -> u16 {
+        self.0
+    }
+
+    /// What follows must be the same for each: a Data indication has its own transaction, a frame of a stream its own place.
+    fn check(self, route: &Route) -> Result<(), Dropped> {
+        match route {
+            _ if self == Self::ONE => Ok(()),
+            Route::Client { recipient, channel, .. }
+                if channel.is_none() || recipient.client.transport().is_stream() =>
+            {
+                Err(Dropped::NotTogether)
+            }
+            Route::Client { .. } | Route::Peer { .. } => Ok(()),
+        }
+    }
+}
+
+/// Bytes of each payload, and how many there are.
+#[derive(Clone, Copy)]
+struct Size {
+    length: usize,
+    run: Run,
+}
+
+impl Size {
+    const fn bytes(self) -> u64 {
+        self.length as u64 * self.run.0 as u64
+    }
+}
+
 /// Why a packet goes nowhere. The names are metric labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dropped {
@@ -63,6 +112,8 @@ pub enum Dropped {
     Contended,
     /// With its header it would be no datagram.
     TooLong,
+    /// Several at once, of which each needs its own decision. Never counted: each is asked for then.
+    NotTogether,
 }
 
 impl Dropped {
@@ -78,6 +129,7 @@ impl Dropped {
             Self::TotalBandwidth => "total_bandwidth",
             Self::Contended => "contended",
             Self::TooLong => "too_long",
+            Self::NotTogether => "not_together",
         }
     }
 }
@@ -183,11 +235,12 @@ impl Forwarding {
         }
     }
 
-    /// A ChannelData message of a client. The range is its payload.
+    /// A ChannelData message of a client, or the first of several that begin with the same four bytes. The range is its payload.
     pub fn client_packet(
         &mut self,
         from: &FiveTuple,
         bytes: &[u8],
+        run: Run,
         now: Duration,
     ) -> Result<(Route, Range<usize>), Dropped> {
         let frame = ChannelData::parse(bytes).ok_or(Dropped::BadChannelData)?;
@@ -204,7 +257,11 @@ impl Forwarding {
             return Err(Dropped::NoPermission);
         }
         let payload = CHANNEL_HEADER..CHANNEL_HEADER + frame.data.len();
-        self.leave(place, bound.peer, bound.local, payload.len(), now)
+        let size = Size {
+            length: payload.len(),
+            run,
+        };
+        self.leave(place, bound.peer, bound.local, size, now)
             .map(|route| (route, payload))
     }
 
@@ -217,15 +274,17 @@ impl Forwarding {
             return Err(Dropped::NoPermission);
         }
         let local = self.index.relays.relay_of(peer.socket());
-        self.leave(place, peer, local, length, now)
+        let size = Size { length, run: Run::ONE };
+        self.leave(place, peer, local, size, now)
     }
 
-    /// A datagram that came to a relayed address.
+    /// A datagram that came to a relayed address, or the first of several of one length.
     pub fn peer_packet(
         &mut self,
         relay: RelayAddr,
         source: PeerAddr,
         length: usize,
+        run: Run,
         now: Duration,
     ) -> Result<Route, Dropped> {
         let (entry, source) = self.permitted(relay, source, Seconds::at(now))?;
@@ -243,13 +302,16 @@ impl Forwarding {
             return Err(Dropped::TooLong);
         }
         let place = self.place_of(relay).unwrap_or(NOWHERE);
-        self.pay(place, length, now, |entry| &mut entry.down)?;
-        self.to_clients.add(length);
-        Ok(Route::Client {
+        let route = Route::Client {
             recipient,
             channel,
             source,
-        })
+        };
+        let size = Size { length, run };
+        run.check(&route)?;
+        self.pay(place, size, now, |entry| &mut entry.down)?;
+        self.to_clients.add(size);
+        Ok(route)
     }
 
     /// Who is told about an ICMP message that says that a packet from this relayed address did not reach its peer.
@@ -382,31 +444,33 @@ impl Forwarding {
         place: u32,
         peer: PeerAddr,
         local: Option<RelayAddr>,
-        length: usize,
+        size: Size,
         now: Duration,
     ) -> Result<Route, Dropped> {
         let relay = self
             .entry(place)
             .and_then(|entry| entry.relay_of_family(peer.is_v6(), &self.index.relays));
         let relay = relay.ok_or(Dropped::OtherFamily)?;
-        if length > MAX_DATAGRAM - LONGEST_PREFIX {
+        if size.length > MAX_DATAGRAM - LONGEST_PREFIX {
             return Err(Dropped::TooLong);
         }
         let Some(local) = local else {
-            self.pay(place, length, now, |entry| &mut entry.up)?;
-            self.to_peers.add(length);
+            self.pay(place, size, now, |entry| &mut entry.up)?;
+            self.to_peers.add(size);
             return Ok(Route::Peer { relay, peer });
         };
         let words = self.index.read(local)?;
         let (recipient, channel) = admitted(&words, relay, Seconds::at(now))?;
         let source = self.index.relays.advertised(relay).ok_or(Dropped::OtherFamily)?;
-        self.pay(place, length, now, |entry| &mut entry.up)?;
-        self.within.add(length);
-        Ok(Route::Client {
+        let route = Route::Client {
             recipient,
             channel,
             source: PeerAddr::new(source),
-        })
+        };
+        size.run.check(&route)?;
+        self.pay(place, size, now, |entry| &mut entry.up)?;
+        self.within.add(size);
+        Ok(route)
     }
 
     /// One rate of the allocation, and the server's. The receiver of an in-process hop does not pay: its rate belongs to another shard,
@@ -414,26 +478,26 @@ impl Forwarding {
     fn pay(
         &mut self,
         place: u32,
-        length: usize,
+        size: Size,
         now: Duration,
         rate: impl Fn(&mut Entry) -> &mut u64,
     ) -> Result<(), Dropped> {
         let now = nanoseconds(now);
-        let length = length as u64;
+        let length = size.bytes();
         let Some(Some(entry)) = self.entries.get_mut(place as usize) else {
             return Err(Dropped::NoAllocation);
         };
         let state = rate(entry);
-        *state = self
-            .per_allocation
-            .admit(*state, now, length)
-            .ok_or(Dropped::AllocationBandwidth)?;
-        if self.credit < length {
+        let paid = self.per_allocation.admit(*state, now, length);
+        let paid = paid.ok_or(Dropped::AllocationBandwidth)?;
+        while self.credit < length {
             self.index
                 .take_credit(&self.total, now)
                 .ok_or(Dropped::TotalBandwidth)?;
             self.credit += CREDIT;
         }
+        // Nothing is paid for what is refused.
+        *state = paid;
         self.credit -= length;
         Ok(())
     }
@@ -450,9 +514,15 @@ impl Forwarding {
 const LONGEST_PREFIX: usize = 51;
 
 impl Traffic {
-    const fn add(&mut self, length: usize) {
-        self.packets += 1;
-        self.bytes += length as u64;
+    const fn add(&mut self, size: Size) {
+        self.packets += size.run.0 as u64;
+        self.bytes += size.bytes();
+    }
+
+    /// Adds what another shard has counted.
+    pub const fn merge(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
     }
 }
 

@@ -1,18 +1,21 @@
 //! Frames out of a byte stream: TCP and TLS clients.
 //!
-//! In: bytes as they come, split anywhere. Out: one STUN message or ChannelData frame at a time. Never: holds more than one bounded
-//! buffer, or looks for the next frame behind bytes that are none.
+//! In: what a stream left last time and its next bytes, split anywhere. Out: one STUN message or ChannelData frame at a time, and
+//! what is left. Never: holds more than one bounded buffer, or looks for the next frame behind bytes that are none.
+//!
+//! One [`Framer`] serves all streams of a shard, one after the other: what a stream keeps between two reads is half a frame at most.
 //!
 //! RFC 8656 §12.5: over streams ChannelData is padded to a multiple of 4; the padding is not in its length.
 
 use crate::wire::{CHANNEL_HEADER, HEADER, Kind, MAGIC_COOKIE, demux};
+use zeroize::Zeroize;
 
 /// Largest frame of all: ChannelData with 65,535 bytes and one of padding.
 pub const MAX_FRAME: usize = 65_540;
 /// What a client may send before it has an allocation.
 pub const STRANGER_FRAME: usize = 2_048;
-/// An idle stream holds this much.
-const SMALLEST_BUFFER: usize = 2_048;
+/// Room for the next read: a whole TLS record.
+pub const ROOM: usize = 16_384;
 
 /// Why a stream must be closed. The names are metric labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,12 +35,14 @@ impl FramingFault {
     }
 }
 
-/// The buffer of one stream.
+/// The buffer that streams are read into.
 pub struct Framer {
     buffer: Vec<u8>,
     /// Where the frames not yet taken begin, and where the bytes end.
     start: usize,
     end: usize,
+    /// Where the buffer was never written.
+    clean: usize,
     limit: usize,
 }
 
@@ -48,8 +53,32 @@ impl Framer {
             buffer: Vec::new(),
             start: 0,
             end: 0,
+            clean: 0,
             limit: limit.clamp(HEADER, MAX_FRAME),
         }
+    }
+
+    /// The stream in hand is another one, which left this half of a frame.
+    pub fn begin(&mut self, rest: &[u8], limit: usize) {
+        self.clear();
+        self.set_limit(limit);
+        // A rest is less than a frame, so that this runs a few times at most.
+        let mut rest = rest;
+        while !rest.is_empty() {
+            let space = self.space();
+            let (now, later) = rest.split_at(rest.len().min(space.len()));
+            if let Some(place) = space.get_mut(..now.len()) {
+                place.copy_from_slice(now);
+            }
+            self.filled(now.len());
+            rest = later;
+        }
+    }
+
+    /// Forgets what it holds, and overwrites it.
+    pub fn clear(&mut self) {
+        self.buffer.get_mut(..self.clean).unwrap_or_default().zeroize();
+        (self.start, self.end, self.clean) = (0, 0, 0);
     }
 
     /// Once the client has shown who it is, longer frames are good.
@@ -57,17 +86,18 @@ impl Framer {
         self.limit = limit.clamp(HEADER, MAX_FRAME);
     }
 
-    /// Where the next bytes of the stream go; never empty as long as [`Framer::next_frame`] is called until it gives nothing.
+    /// Where the next bytes of the stream go: [`ROOM`] at least. Grows only if [`Framer::next_frame`] is not called until it gives nothing.
     pub fn space(&mut self) -> &mut [u8] {
         self.compact();
-        let wanted = self
-            .needed()
-            .ok()
-            .flatten()
-            .unwrap_or(SMALLEST_BUFFER)
-            .max(SMALLEST_BUFFER);
+        let wanted = self.end + ROOM;
         if self.buffer.len() < wanted {
-            self.buffer.resize(wanted, 0);
+            let mut larger = vec![0; wanted.next_multiple_of(ROOM)];
+            if let Some((place, bytes)) = larger.get_mut(..self.end).zip(self.buffer.get(..self.end)) {
+                place.copy_from_slice(bytes);
+            }
+            self.buffer.zeroize();
+            self.buffer = larger;
+            self.clean = self.end;
         }
         self.buffer.get_mut(self.end..).unwrap_or_default()
     }
@@ -75,6 +105,12 @@ impl Framer {
     /// So many bytes were written into [`Framer::space`].
     pub fn filled(&mut self, length: usize) {
         self.end = (self.end + length).min(self.buffer.len());
+        self.clean = self.clean.max(self.end);
+    }
+
+    /// Whether [`Framer::next_frame`] has one.
+    pub fn has_frame(&self) -> Result<bool, FramingFault> {
+        Ok(self.needed()?.is_some_and(|length| self.end - self.start >= length))
     }
 
     /// The next whole frame, its padding included. A fault stays: the stream is to be closed.
@@ -90,9 +126,14 @@ impl Framer {
         Ok(self.buffer.get_mut(start..start + length))
     }
 
+    /// What is in hand and no whole frame yet.
+    pub fn rest(&self) -> &[u8] {
+        self.buffer.get(self.start..self.end).unwrap_or_default()
+    }
+
     /// Length of the frame that begins at `start`, as soon as its header says it.
     fn needed(&self) -> Result<Option<usize>, FramingFault> {
-        let waiting = self.buffer.get(self.start..self.end).unwrap_or_default();
+        let waiting = self.rest();
         if waiting.is_empty() {
             return Ok(None);
         }
@@ -121,17 +162,17 @@ impl Framer {
     }
 
     fn compact(&mut self) {
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-            // A long frame once is no reason to hold its buffer for hours.
-            if self.buffer.len() > SMALLEST_BUFFER {
-                self.buffer = Vec::new();
-            }
-        } else if self.start > 0 {
+        if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
         }
+    }
+}
+
+impl Drop for Framer {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -195,8 +236,40 @@ mod tests {
                 if framer.next_frame().is_err() {
                     break;
                 }
-                prop_assert!(framer.buffer.len() <= MAX_FRAME);
+                prop_assert!(framer.buffer.len() <= (MAX_FRAME + ROOM).next_multiple_of(ROOM));
             }
+        }
+
+        #[test]
+        fn streams_that_take_turns_do_not_meet(
+            lengths in proptest::collection::vec(0usize..3000, 2..12),
+            pieces in proptest::collection::vec(1usize..2000, 1..50),
+        ) {
+            // Each stream has one frame after the other; one framer serves them by turns, and each keeps its own rest.
+            let mut framer = Framer::new(MAX_FRAME);
+            let sent: Vec<Vec<u8>> = lengths.iter().map(|length| [stun(*length), channel_data(*length)].concat()).collect();
+            let mut streams: Vec<(&[u8], Vec<u8>, Vec<u8>)> =
+                sent.iter().map(|bytes| (bytes.as_slice(), Vec::new(), Vec::new())).collect();
+            let mut pieces = pieces.iter().cycle();
+            while streams.iter().any(|(todo, ..)| !todo.is_empty()) {
+                for (todo, rest, got) in &mut streams {
+                    framer.begin(rest, MAX_FRAME);
+                    let piece = (*pieces.next().unwrap()).min(todo.len());
+                    framer.space()[..piece].copy_from_slice(&todo[..piece]);
+                    framer.filled(piece);
+                    *todo = &todo[piece..];
+                    while let Some(frame) = framer.next_frame().unwrap() {
+                        got.extend_from_slice(frame);
+                    }
+                    *rest = framer.rest().to_vec();
+                }
+            }
+            for ((_, rest, got), sent) in streams.iter().zip(&sent) {
+                prop_assert!(rest.is_empty());
+                prop_assert_eq!(got, sent);
+            }
+            framer.clear();
+            prop_assert!(framer.buffer.iter().all(|byte| *byte == 0), "something of a stream stays");
         }
     }
 

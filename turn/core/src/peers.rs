@@ -6,66 +6,10 @@
 //! the same rule as the plain form. RFC 8656 §21.4, IANA special-purpose registries.
 
 use crate::wire::RelayAddr;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use quietline_shared::address::{Canonical, canonical, is_special};
+use std::net::{IpAddr, SocketAddr};
 
-/// A network prefix.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Prefix {
-    network: u128,
-    mask: u128,
-    is_v6: bool,
-}
-
-impl Prefix {
-    /// `None` for a length beyond the family's. Bits beyond the length are dropped.
-    pub const fn new(address: IpAddr, length: u8) -> Option<Self> {
-        let (bits, width, is_v6) = match address {
-            IpAddr::V4(ip) => ((ip.to_bits() as u128) << 96, 32, false),
-            IpAddr::V6(ip) => (ip.to_bits(), 128, true),
-        };
-        if length > width {
-            return None;
-        }
-        let mask = if length == 0 {
-            0
-        } else {
-            u128::MAX << (128 - length as u32)
-        };
-        Some(Self {
-            network: bits & mask,
-            mask,
-            is_v6,
-        })
-    }
-
-    /// `10.0.0.0/8`, `fd00::/8`, or one address.
-    pub fn parse(text: &str) -> Option<Self> {
-        let (address, length) = text
-            .split_once('/')
-            .map_or((text, None), |(address, length)| (address, Some(length)));
-        let address: IpAddr = address.parse().ok()?;
-        let length = match length {
-            Some(length) => length.parse().ok()?,
-            None if address.is_ipv4() => 32,
-            None => 128,
-        };
-        Self::new(address, length)
-    }
-
-    pub const fn contains(&self, address: IpAddr) -> bool {
-        match address {
-            IpAddr::V4(ip) => !self.is_v6 && ((ip.to_bits() as u128) << 96) & self.mask == self.network,
-            IpAddr::V6(ip) => self.is_v6 && ip.to_bits() & self.mask == self.network,
-        }
-    }
-}
-
-/// Prints as nothing: an operator's networks are nobody's business in a log.
-impl std::fmt::Debug for Prefix {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Prefix(<private>)")
-    }
-}
+pub use quietline_shared::address::Prefix;
 
 /// Why a peer may not be reached. The names are metric labels; on the wire all of them are 403.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -239,6 +183,16 @@ impl RelayTable {
             .then(|| usize::from(relay.address) * self.ports_per_address() + port)
     }
 
+    /// The relayed address of a place.
+    pub fn at(&self, place: usize) -> Option<RelayAddr> {
+        let address = place / self.ports_per_address();
+        let port = (place % self.ports_per_address()) as u16;
+        (address < self.len()).then(|| RelayAddr {
+            address: address as u8,
+            port: self.first + port,
+        })
+    }
+
     /// All addresses that are ours, for a [`PeerPolicy`].
     pub fn all(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.addresses.iter().flat_map(|one| [one.bind, one.advertised])
@@ -313,7 +267,7 @@ impl PeerPolicy {
         let longest = |list: &[Prefix]| {
             list.iter()
                 .filter(|prefix| prefix.contains(address))
-                .map(|p| p.mask.count_ones())
+                .map(|prefix| prefix.length())
                 .max()
         };
         match (longest(&self.allow), longest(&self.deny)) {
@@ -332,91 +286,11 @@ impl PeerPolicy {
     }
 }
 
-enum Canonical {
-    Plain(IpAddr),
-    /// An IPv6 form that carries this IPv4 address.
-    Inner(Ipv4Addr),
-    /// A form that no peer may have (RFC 8656 §21.4: Teredo and 6to4), or that hides an address we cannot see.
-    Never,
-}
-
-fn canonical(address: IpAddr) -> Canonical {
-    let IpAddr::V6(v6) = address else {
-        return Canonical::Plain(address);
-    };
-    let segments = v6.segments();
-    let low = Ipv4Addr::from_bits(v6.to_bits() as u32);
-    match segments {
-        // ::ffff:a.b.c.d and ::ffff:0:a.b.c.d
-        [0, 0, 0, 0, 0, 0xFFFF, _, _] | [0, 0, 0, 0, 0xFFFF, 0, _, _] => Canonical::Inner(low),
-        // ::a.b.c.d, with :: and ::1 among them: both are refused as what they are
-        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => Canonical::Plain(address),
-        [0, 0, 0, 0, 0, 0, _, _] => Canonical::Inner(low),
-        // 64:ff9b::/96 and the local 64:ff9b:1::/48, whose layout only its operator knows
-        [0x64, 0xFF9B, 0, 0, 0, 0, _, _] => Canonical::Inner(low),
-        [0x64, 0xFF9B, 1, ..] => Canonical::Never,
-        // 6to4 and Teredo
-        [0x2002, ..] | [0x2001, 0, ..] => Canonical::Never,
-        // ISATAP
-        [_, _, _, _, 0 | 0x200, 0x5EFE, _, _] => Canonical::Inner(low),
-        _ => Canonical::Plain(address),
-    }
-}
-
-/// Everything that the IANA registries do not call globally reachable, and multicast.
-fn is_special(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(ip) => SPECIAL_V4.iter().any(|(network, length)| v4(*network, *length, ip)),
-        // All unicast that is in use lies in 2000::/3; the rest is special by being elsewhere.
-        IpAddr::V6(ip) => !v6(0x2000, 0, 3, ip) || SPECIAL_V6.iter().any(|(a, b, length)| v6(*a, *b, *length, ip)),
-    }
-}
-
-const SPECIAL_V4: [([u8; 4], u32); 17] = [
-    ([0, 0, 0, 0], 8),
-    ([10, 0, 0, 0], 8),
-    ([100, 64, 0, 0], 10),
-    ([127, 0, 0, 0], 8),
-    ([169, 254, 0, 0], 16),
-    ([172, 16, 0, 0], 12),
-    ([192, 0, 0, 0], 24),
-    ([192, 0, 2, 0], 24),
-    ([192, 31, 196, 0], 24),
-    ([192, 52, 193, 0], 24),
-    ([192, 88, 99, 0], 24),
-    ([192, 168, 0, 0], 16),
-    ([192, 175, 48, 0], 24),
-    ([198, 18, 0, 0], 15),
-    ([198, 51, 100, 0], 24),
-    ([203, 0, 113, 0], 24),
-    // 224/4 multicast and 240/4 reserved with the broadcast address
-    ([224, 0, 0, 0], 3),
-];
-
-/// Within 2000::/3, by the first two segments and a length.
-const SPECIAL_V6: [(u16, u16, u32); 5] = [
-    // 2001::/23: protocol assignments, Teredo, benchmarking, ORCHID
-    (0x2001, 0, 23),
-    (0x2001, 0x0DB8, 32),
-    (0x2002, 0, 16),
-    // 2620:4f:8000::/48 (AS112) is left to the deny list of who cares; 3fff::/20 is documentation
-    (0x3FFF, 0, 20),
-    (0x2620, 0x004F, 32),
-];
-
-fn v4(network: [u8; 4], length: u32, ip: Ipv4Addr) -> bool {
-    (ip.to_bits() ^ u32::from_be_bytes(network)) >> (32 - length) == 0
-}
-
-fn v6(first: u16, second: u16, length: u32, ip: Ipv6Addr) -> bool {
-    let network = (u128::from(first) << 112) | (u128::from(second) << 96);
-    (ip.to_bits() ^ network) >> (128 - length) == 0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::net::Ipv4Addr;
 
     fn refusal(text: &str) -> Option<PeerRefusal> {
         PeerPolicy::default().check_address(text.parse().unwrap()).err()
@@ -597,13 +471,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn a_prefix_contains_what_its_bits_say(address: u32, other: u32, length in 0u8..=32) {
-            let prefix = Prefix::new(IpAddr::V4(address.into()), length).unwrap();
-            let same = (0..u32::from(length)).all(|bit| (address ^ other) & (1 << (31 - bit)) == 0);
-            prop_assert_eq!(prefix.contains(IpAddr::V4(other.into())), same);
-        }
-
         #[test]
         fn a_mapped_address_is_never_freer_than_the_plain_one(address: u32) {
             let plain = IpAddr::V4(address.into());

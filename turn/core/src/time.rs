@@ -21,8 +21,11 @@ impl Now {
         Seconds::at(self.steady)
     }
 
-    /// When something that lives this long from now has ended: never earlier, up to a second later.
+    /// When something that lives this long from now has ended: never earlier, up to a second later; what lives no time, now.
     pub fn after(self, lifetime: Duration) -> Seconds {
+        if lifetime.is_zero() {
+            return self.seconds();
+        }
         Seconds::until(self.steady.saturating_add(lifetime))
     }
 }
@@ -128,5 +131,14 @@ mod tests {
             unix_seconds: 0,
         };
         assert_eq!(whole.after(Duration::from_secs(300)), Seconds(302));
+    }
+
+    #[test]
+    fn what_lives_no_time_ends_now() {
+        let now = Now {
+            steady: Duration::from_millis(1_900),
+            unix_seconds: 0,
+        };
+        assert_eq!(now.after(Duration::ZERO), now.seconds());
     }
 }

@@ -277,6 +277,12 @@ fn timed_names_are_checked_against_every_secret() {
             assert_eq!(verified.timed_until, Some(1_800_000_600));
         }
     }
+    // What is given out is made with the first.
+    let given = credentials.timed_password(b"1800000600:ca3f").unwrap();
+    let first = password(TimedAlgorithm::Sha1, SECRET, "1800000600:ca3f");
+    assert_eq!(given.expose(), &first);
+    let none = Credentials::new(REALM, vec![user("alice", "wonderland")], vec![]).unwrap();
+    assert!(none.timed_password(b"1800000600").is_none());
     // Each secret has one algorithm.
     let name = "1800000600";
     let key = md5(name, &password(TimedAlgorithm::Sha256, SECRET, name));

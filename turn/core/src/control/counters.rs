@@ -161,18 +161,29 @@ impl Refusal {
 #[derive(Clone, Debug)]
 pub struct Tally<T>(Vec<(T, u64)>);
 
-impl<T: Copy + PartialEq> Tally<T> {
-    fn new() -> Self {
+impl<T> Default for Tally<T> {
+    fn default() -> Self {
         // More than any of our enums has members.
         Self(Vec::with_capacity(96))
     }
+}
 
-    pub(super) fn add(&mut self, name: T) {
+impl<T: Copy + PartialEq> Tally<T> {
+    pub fn add(&mut self, name: T) {
+        self.add_many(name, 1);
+    }
+
+    pub fn add_many(&mut self, name: T, more: u64) {
         if let Some((_, count)) = self.0.iter_mut().find(|(other, _)| *other == name) {
-            *count += 1;
+            *count += more;
         } else if self.0.len() < self.0.capacity() {
-            self.0.push((name, 1));
+            self.0.push((name, more));
         }
+    }
+
+    /// Adds what another has counted.
+    pub fn merge(&mut self, other: &Self) {
+        other.iter().for_each(|(name, count)| self.add_many(name, count));
     }
 
     pub fn count(&self, name: T) -> u64 {
@@ -188,7 +199,7 @@ impl<T: Copy + PartialEq> Tally<T> {
 }
 
 /// What one shard has counted since its start.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Counters {
     pub refusals: Tally<Refusal>,
     /// Requests with a success answer.
@@ -201,14 +212,13 @@ pub struct Counters {
 }
 
 impl Counters {
-    pub(super) fn new() -> Self {
-        Self {
-            refusals: Tally::new(),
-            successes: Tally::new(),
-            to_peers: Traffic::default(),
-            to_clients: Traffic::default(),
-            within: Traffic::default(),
-            allocations: 0,
-        }
+    /// Adds what another shard has counted.
+    pub fn merge(&mut self, other: &Self) {
+        self.refusals.merge(&other.refusals);
+        self.successes.merge(&other.successes);
+        self.to_peers.merge(other.to_peers);
+        self.to_clients.merge(other.to_clients);
+        self.within.merge(other.within);
+        self.allocations += other.allocations;
     }
 }
