@@ -1,1 +1,58 @@
-fn main() {}
+//! The program: arguments, exit code, and the runtime in which its operator is served. Packets have threads of their own.
+#![forbid(unsafe_code)]
+
+use quietline_shared::service::command::Exit;
+use quietline_shared::service::lifecycle;
+use quietline_turn::app;
+use quietline_turn::command::{self, Command};
+use quietline_turn::machine::Machine;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let command = match command::parse(std::env::args_os()) {
+        Ok(command) => command,
+        Err(help) => help.exit(),
+    };
+    let (mut out, mut errors) = (io::stdout(), io::stderr());
+    // An output that is closed leaves nobody to tell.
+    obey(command, &mut out, &mut errors).unwrap_or(Exit::Failed).into()
+}
+
+fn obey(command: Command, out: &mut dyn Write, errors: &mut dyn Write) -> io::Result<Exit> {
+    if let Err(fault) = lifecycle::keep_memory_private() {
+        writeln!(errors, "warning: core dumps cannot be forbidden: {fault}")?;
+    }
+    let machine = match Machine::look() {
+        Ok(machine) => machine,
+        Err(fault) => {
+            writeln!(
+                errors,
+                "warning: the addresses of this machine cannot be found: {fault}"
+            )?;
+            Machine::default()
+        }
+    };
+    match command {
+        Command::Run(file) => run(&file.settings, machine, errors),
+        Command::Check(file) => command::check(&file.settings, &machine, out, errors),
+        Command::Credentials(wish) => command::credentials(&wish, &machine, out, errors),
+        Command::Setup(wish) => command::setup(&wish, out, errors),
+    }
+}
+
+fn run(path: &Path, machine: Machine, errors: &mut dyn Write) -> io::Result<Exit> {
+    let settings = match command::read_settings(path, &machine, errors)? {
+        Ok(settings) => settings,
+        Err(exit) => return Ok(exit),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match runtime.block_on(app::run(settings, path, machine)) {
+        Ok(()) => Ok(Exit::Done),
+        Err(fault) => {
+            writeln!(errors, "quietline-turn: {fault}")?;
+            Ok(Exit::Failed)
+        }
+    }
+}

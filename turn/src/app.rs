@@ -1,0 +1,324 @@
+//! The wiring: the only place that knows every stage, and the relay's life.
+//!
+//! In: checked settings, signals. Out: a running relay; health and metrics for its operator. Never: sees a packet, or logs who calls.
+
+use crate::machine::Machine;
+use crate::settings::{self, Fixed, PeersSettings, Place, Settings};
+use crate::shard::{self, Listener, Plan, Report, Shards};
+use crate::streams::StreamEventKind;
+use quietline_shared::redact::Secret;
+use quietline_shared::service::config::Faults;
+use quietline_shared::service::lifecycle::{self, Readiness, Signal, Signals};
+use quietline_shared::service::telemetry::{self, TelemetryError};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use turn_core::auth::{Credentials, Nonces};
+use turn_core::control::{self, Limits, Shared};
+use turn_core::wire::Method;
+use zeroize::Zeroize;
+
+/// Why the relay does not start, or does not go on. What is wrong with settings is told before, all at once.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("{0}")]
+    Telemetry(#[from] TelemetryError),
+    #[error("the signals of the process cannot be taken: {0}")]
+    Signals(io::Error),
+    #[error("[ops] listen cannot be listened on: {0}")]
+    Ops(io::Error),
+    #[error("[listen] {0} (is the address one of this machine, and does no other program have the port?)")]
+    Listen(io::Error),
+    #[error("the operating system gives no random bytes")]
+    NoRandomness,
+    #[error("a shard ended before its time: its calls are lost, and the others end with it")]
+    ShardEnded,
+}
+
+/// Runs until SIGTERM or SIGINT, then drains. `path` is read again at SIGHUP.
+pub async fn run(settings: Settings, path: &Path, machine: Machine) -> Result<(), RunError> {
+    let metrics = telemetry::install(settings.fixed.log)?;
+    describe_metrics();
+    let mut signals = Signals::install().map_err(RunError::Signals)?;
+    let readiness = Readiness::new();
+    let (listening, not_stopping) = (readiness.latch("shards"), readiness.latch("the end"));
+    not_stopping.set();
+    let ops = TcpListener::bind(settings.fixed.ops.listen)
+        .await
+        .map_err(RunError::Ops)?;
+    // Whoever asks during the drain hears "not ready", and sees it in the metrics.
+    let ops = telemetry::serve_ops(ops, metrics, readiness.clone(), std::future::pending());
+    let ops_task = tokio::spawn(ops);
+
+    let wanted = rlimit::increase_nofile_limit(open_files(&settings));
+    if wanted.is_ok_and(|limit| limit < open_files(&settings)) {
+        tracing::warn!("the system allows fewer open files than allocations and streams may need: see check");
+    }
+    let mut relay = Relay::start(settings, path, machine)?;
+    listening.set();
+    lifecycle::tell_ready();
+    tracing::info!(shards = relay.fixed.shard.count(), "ready");
+
+    let mut ticks = tokio::time::interval(PUBLISH_EVERY);
+    let end = loop {
+        tokio::select! {
+            signal = signals.next() => match signal {
+                Signal::Stop => break Ok(()),
+                Signal::Reload => relay.reload(),
+            },
+            _ = ticks.tick() => relay.publish().await,
+            () = relay.shards.failed() => break Err(RunError::ShardEnded),
+        }
+    };
+    not_stopping.clear();
+    lifecycle::tell_stopping();
+    let end = match end {
+        Ok(()) => relay.drain(&mut signals).await,
+        failed => failed,
+    };
+    relay.publish().await;
+    tracing::info!(allocations = relay.shards.allocations(), "stopped");
+    ops_task.abort();
+    // Dropping the relay stops its shards and closes its sockets.
+    end
+}
+
+/// Allocations and streams are files, and a few more.
+pub fn open_files(settings: &Settings) -> u64 {
+    let sockets = 2 * settings.place.listeners.len() as u64 + 8;
+    u64::from(settings.limits.allocations)
+        + u64::from(settings.streams.total)
+        + sockets * u64::from(settings.fixed.shard.count())
+        + 64
+}
+
+struct Relay {
+    shards: Arc<Shards>,
+    path: PathBuf,
+    machine: Machine,
+    fixed: Fixed,
+    place: Place,
+    drain: Duration,
+}
+
+impl Relay {
+    fn start(settings: Settings, path: &Path, machine: Machine) -> Result<Self, RunError> {
+        let tls = settings.tls();
+        let Settings {
+            fixed,
+            place,
+            credentials,
+            peers,
+            limits,
+            streams,
+            drain,
+            ..
+        } = settings;
+        let mut hash_key = [0; 2];
+        for word in &mut hash_key {
+            *word = getrandom::u64().map_err(|_| RunError::NoRandomness)?;
+        }
+        // Kept over reloads: a nonce that a client has stays good.
+        let mut nonce_key = [0; 32];
+        getrandom::fill(&mut nonce_key).map_err(|_| RunError::NoRandomness)?;
+        let nonces = Nonces::new(Secret::new(nonce_key), fixed.nonce_epoch);
+        nonce_key.zeroize();
+        let listeners = place.listeners.iter();
+        let shards = shard::start(Plan {
+            shards: fixed.shard.count(),
+            listeners: listeners.map(|address| Listener { address: *address }).collect(),
+            buffers: fixed.sockets.buffers(),
+            shared: Arc::new(Shared::new(place.relays.clone(), nonces, hash_key)),
+            settings: Arc::new(control_settings(credentials, limits, &peers, &place)),
+            streams,
+            tls,
+        });
+        Ok(Self {
+            shards: Arc::new(shards.map_err(RunError::Listen)?),
+            path: path.to_owned(),
+            machine,
+            fixed,
+            place,
+            drain,
+        })
+    }
+
+    /// Takes what may change from the settings file; a file with a fault changes nothing.
+    fn reload(&mut self) {
+        let settings = match settings::read(&self.path, &self.machine) {
+            Ok((settings, warnings)) => {
+                for warning in warnings.0 {
+                    tracing::warn!(place = warning.place, problem = warning.problem, "settings");
+                }
+                settings
+            }
+            Err(Faults(faults)) => {
+                tracing::error!(faults = faults.len(), "the settings have faults: nothing is changed");
+                for fault in faults {
+                    tracing::error!(place = fault.place, problem = fault.problem, "settings");
+                }
+                metrics::counter!("settings_reloads_total", "outcome" => "refused").increment(1);
+                return;
+            }
+        };
+        for setting in self.fixed.differences(&settings.fixed) {
+            tracing::warn!(setting, "this setting changed and waits for a restart");
+        }
+        let tls = settings.tls();
+        let Settings {
+            credentials,
+            peers,
+            limits,
+            streams,
+            drain,
+            ..
+        } = settings;
+        let control = Arc::new(control_settings(credentials, limits, &peers, &self.place));
+        self.shards.reload(&control, &streams, tls.as_ref());
+        self.drain = drain;
+        metrics::counter!("settings_reloads_total", "outcome" => "taken").increment(1);
+        tracing::info!("settings reloaded");
+    }
+
+    /// Lets live calls end by themselves, for a while.
+    async fn drain(&self, signals: &mut Signals) -> Result<(), RunError> {
+        self.shards.drain();
+        let (calls, seconds) = (self.shards.allocations(), self.drain.as_secs());
+        tracing::info!(
+            allocations = calls,
+            seconds,
+            "stopping: live calls may go on; a second signal ends them at once"
+        );
+        let over = async {
+            let mut looks = tokio::time::interval(LOOK_EVERY);
+            let mut until_publish = 0;
+            while self.shards.allocations() > 0 {
+                looks.tick().await;
+                until_publish += 1;
+                if LOOK_EVERY * until_publish >= PUBLISH_EVERY {
+                    until_publish = 0;
+                    self.publish().await;
+                }
+            }
+        };
+        tokio::select! {
+            how = lifecycle::drain(over, self.drain, signals.stop()) => {
+                tracing::info!(?how, "drained");
+                Ok(())
+            }
+            () = self.shards.failed() => Err(RunError::ShardEnded),
+        }
+    }
+
+    /// Brings what the shards have counted into the metrics.
+    async fn publish(&self) {
+        let shards = Arc::clone(&self.shards);
+        // A report waits for the shards, and the operator must be served meanwhile.
+        let report = tokio::task::spawn_blocking(move || shards.report()).await;
+        // Without one shard the sums would seem to shrink.
+        if let Ok(report) = report
+            && report.shards == usize::from(self.fixed.shard.count())
+        {
+            publish(&report);
+            metrics::counter!("shard_reports_total").increment(1);
+        }
+    }
+}
+
+fn control_settings(
+    credentials: Credentials,
+    limits: Limits,
+    peers: &PeersSettings,
+    place: &Place,
+) -> control::Settings {
+    let policy = peers.policy(place);
+    control::Settings::new(
+        credentials,
+        limits,
+        policy,
+        place.listeners.clone(),
+        &place.relays,
+        true,
+    )
+}
+
+fn publish(report: &Report) {
+    let counters = &report.counters;
+    metrics::gauge!("allocation_live").set(counters.allocations as f64);
+    for (direction, traffic) in [
+        ("to_peers", counters.to_peers),
+        ("to_clients", counters.to_clients),
+        ("within", counters.within),
+    ] {
+        metrics::counter!("forwarding_packets_total", "direction" => direction).absolute(traffic.packets);
+        metrics::counter!("forwarding_bytes_total", "direction" => direction).absolute(traffic.bytes);
+    }
+    for (method, count) in counters.successes.iter() {
+        metrics::counter!("control_successes_total", "method" => method_label(method)).absolute(count);
+    }
+    // Some reasons share their name.
+    let mut refusals = BTreeMap::new();
+    for (refusal, count) in counters.refusals.iter() {
+        *refusals.entry((refusal.stage(), refusal.label())).or_insert(0) += count;
+    }
+    for ((stage, reason), count) in refusals {
+        metrics::counter!("control_refused_total", "stage" => stage, "reason" => reason).absolute(count);
+    }
+    let streams = &report.streams;
+    metrics::gauge!("streams_open", "transport" => "tcp").set(streams.open_tcp as f64);
+    metrics::gauge!("streams_open", "transport" => "tls").set(streams.open_tls as f64);
+    metrics::counter!("streams_accepted_total").absolute(streams.accepted);
+    metrics::counter!("streams_handshakes_total").absolute(streams.handshakes);
+    for (event, count) in streams.iter() {
+        let name = match event.kind() {
+            StreamEventKind::Ended => "streams_ended_total",
+            StreamEventKind::Refused => "streams_refused_total",
+            StreamEventKind::Dropped => "streams_dropped_total",
+        };
+        metrics::counter!(name, "reason" => event.label()).absolute(count);
+    }
+    for (loss, count) in report.losses.iter() {
+        metrics::counter!("shard_lost_total", "reason" => loss.label()).absolute(count);
+    }
+}
+
+const fn method_label(method: Method) -> &'static str {
+    match method {
+        Method::Binding => "binding",
+        Method::Allocate => "allocate",
+        Method::Refresh => "refresh",
+        Method::Send => "send",
+        Method::Data => "data",
+        Method::CreatePermission => "create_permission",
+        Method::ChannelBind => "channel_bind",
+    }
+}
+
+fn describe_metrics() {
+    metrics::describe_gauge!(
+        "allocation_live",
+        "Allocations that are live now: about one for each end of a call."
+    );
+    metrics::describe_counter!(
+        "forwarding_packets_total",
+        "Packets relayed; within is from client to client of this server."
+    );
+    metrics::describe_counter!("forwarding_bytes_total", "Their bytes, headers not counted.");
+    metrics::describe_counter!("control_successes_total", "Requests with a success answer.");
+    metrics::describe_counter!(
+        "control_refused_total",
+        "What was not done, by the stage that said no and its reason."
+    );
+    metrics::describe_counter!(
+        "shard_lost_total",
+        "Packets and streams lost by the sockets, by reason."
+    );
+    metrics::describe_counter!("settings_reloads_total", "SIGHUPs, by what became of them.");
+}
+
+const PUBLISH_EVERY: Duration = Duration::from_secs(1);
+/// Between two looks whether the last call has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(50);

@@ -1,0 +1,133 @@
+//! What is asked on the command line, and the commands that need no running relay.
+//!
+//! In: arguments, a settings file, a folder. Out: what to run, or a report and an exit code. Never: writes over a file, or prints a
+//! secret that is not asked for.
+
+mod credentials;
+mod hazards;
+mod setup;
+
+use crate::machine::Machine;
+use crate::settings::{self, Settings};
+use clap::{Args, Parser, Subcommand};
+use credentials::urls;
+pub use credentials::{Credentials, credentials};
+use hazards::hazards;
+use quietline_shared::service::command::{Exit, report_faults, report_warnings};
+pub use setup::{Setup, setup};
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// Reads the arguments, the program's name first. The error prints itself and knows its exit code; help is such an error.
+pub fn parse<A: Into<OsString> + Clone>(arguments: impl IntoIterator<Item = A>) -> Result<Command, clap::Error> {
+    CommandLine::try_parse_from(arguments).map(|line| line.command)
+}
+
+#[derive(Debug, Parser)]
+#[command(name = "quietline-turn", version, about = "STUN and TURN relay for calls")]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Run the relay until SIGTERM.
+    Run(File),
+    /// Read everything that run would read, name every fault and what will hurt, start nothing.
+    Check(File),
+    /// Print ICE servers with a fresh timed credential, as a browser takes them.
+    Credentials(Credentials),
+    /// Make a settings file and a secret where there are none.
+    Setup(Setup),
+}
+
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct File {
+    /// The settings, TOML.
+    #[arg(long, value_name = "FILE")]
+    pub settings: PathBuf,
+}
+
+/// What `run` starts with; faults are reported.
+pub fn read_settings(path: &Path, machine: &Machine, errors: &mut dyn Write) -> io::Result<Result<Settings, Exit>> {
+    match settings::read(path, machine) {
+        Ok((settings, warnings)) => {
+            report_warnings(&warnings, errors)?;
+            Ok(Ok(settings))
+        }
+        Err(faults) => report_faults(&faults, errors).map(Err),
+    }
+}
+
+/// Says what the relay would do and what will hurt. Only here, to the operator, are addresses printed.
+pub fn check(path: &Path, machine: &Machine, out: &mut dyn Write, errors: &mut dyn Write) -> io::Result<Exit> {
+    let settings = match read_settings(path, machine, errors)? {
+        Ok(settings) => settings,
+        Err(exit) => return Ok(exit),
+    };
+    for listener in &settings.place.listeners {
+        let tls = if settings.certificate.is_some() { " and TLS" } else { "" };
+        writeln!(out, "listens on {listener} for UDP and TCP{tls}")?;
+    }
+    let (first, last) = settings.place.relays.ports();
+    for relay in (0..).map_while(|number| settings.place.relays.get(number)) {
+        let told = match relay.bind == relay.advertised {
+            true => String::new(),
+            false => format!(", which clients know as {}", relay.advertised),
+        };
+        writeln!(out, "relays on {} ports {first} to {last}{told}", relay.bind)?;
+    }
+    for url in urls(&settings) {
+        writeln!(out, "clients use {url}")?;
+    }
+    for hazard in hazards(path, &settings) {
+        writeln!(errors, "warning: {hazard}")?;
+    }
+    writeln!(out, "settings are good")?;
+    Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_name_a_command_and_its_files() {
+        let parsed = |line: &str| parse(std::iter::once("quietline-turn").chain(line.split(' '))).ok();
+        let file = |settings: &str| File {
+            settings: settings.into(),
+        };
+        assert_eq!(parsed("run --settings a.toml"), Some(Command::Run(file("a.toml"))));
+        assert_eq!(parsed("check --settings a.toml"), Some(Command::Check(file("a.toml"))));
+        let wish = Setup { folder: "etc".into() };
+        assert_eq!(parsed("setup --folder etc"), Some(Command::Setup(wish)));
+        let wish = |life| Credentials {
+            settings: "a.toml".into(),
+            life,
+        };
+        assert_eq!(
+            parsed("credentials --settings a.toml"),
+            Some(Command::Credentials(wish(None)))
+        );
+        let hour = std::time::Duration::from_secs(3_600);
+        assert_eq!(
+            parsed("credentials --settings a.toml --life 1h"),
+            Some(Command::Credentials(wish(Some(hour))))
+        );
+        for wrong in [
+            "",
+            "run",
+            "check",
+            "setup",
+            "credentials",
+            "credentials --settings a --life soon",
+            "walk",
+        ] {
+            assert_eq!(parsed(wrong), None, "{wrong}");
+        }
+        assert_eq!(parse(["quietline-turn", "run"]).unwrap_err().exit_code(), 2);
+        assert_eq!(parse(["quietline-turn", "--help"]).unwrap_err().exit_code(), 0);
+    }
+}

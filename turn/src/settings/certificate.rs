@@ -1,0 +1,146 @@
+//! The certificate of TLS listeners.
+//!
+//! In: PEM. Out: what each stream is served with, or what is wrong with the files. Never: says what a key file holds.
+
+use crate::streams::server_config;
+use quietline_shared::redact::Secret;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, Error, RootCertStore, ServerConfig};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Certificates in the order of the file, the server's own first.
+pub struct Certificate {
+    chain: Vec<CertificateDer<'static>>,
+    pub config: Arc<ServerConfig>,
+}
+
+/// Which of the two files is wrong, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CertificateFault {
+    #[error("holds no certificate")]
+    NoCertificate,
+    #[error("holds a certificate that cannot be read")]
+    BadCertificate,
+    #[error("holds no private key")]
+    NoKey,
+    #[error("holds a key that is not of the certificate")]
+    OtherKey,
+    #[error("holds a key of a kind that TLS cannot use")]
+    UnusableKey,
+}
+
+impl CertificateFault {
+    pub const fn is_about_the_key(self) -> bool {
+        matches!(self, Self::NoKey | Self::OtherKey | Self::UnusableKey)
+    }
+}
+
+impl Certificate {
+    pub fn read(certificates: &[u8], key: &Secret<Vec<u8>>) -> Result<Self, CertificateFault> {
+        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(certificates)
+            .collect::<Result<_, _>>()
+            .map_err(|_| CertificateFault::BadCertificate)?;
+        let own = chain.first().ok_or(CertificateFault::NoCertificate)?;
+        ParsedCertificate::try_from(own).map_err(|_| CertificateFault::BadCertificate)?;
+        let key = PrivateKeyDer::from_pem_slice(key.expose()).map_err(|_| CertificateFault::NoKey)?;
+        let config = server_config(chain.clone(), key).map_err(|fault| match fault {
+            Error::InconsistentKeys(_) => CertificateFault::OtherKey,
+            _ => CertificateFault::UnusableKey,
+        })?;
+        Ok(Self { chain, config })
+    }
+
+    /// Whether it is made for this name or address.
+    pub fn is_for(&self, host: &str) -> bool {
+        let (Ok(name), Some(own)) = (ServerName::try_from(host), self.own()) else {
+            return false;
+        };
+        rustls::client::verify_server_name(&own, &name).is_ok()
+    }
+
+    /// Seconds since 1970 at which it begins and ends to be good.
+    pub fn validity(&self) -> Option<(u64, u64)> {
+        let asked_at = |seconds| self.verify(&RootCertStore::empty(), seconds).err();
+        let CertificateError::NotValidYetContext { not_before, .. } = asked_at(0)? else {
+            return None;
+        };
+        let CertificateError::ExpiredContext { not_after, .. } = asked_at(FAR_FUTURE)? else {
+            return None;
+        };
+        Some((not_before.as_secs(), not_after.as_secs()))
+    }
+
+    /// Whether browsers that know only the public roots would accept it now.
+    pub fn is_publicly_trusted(&self, unix_seconds: u64) -> bool {
+        let mut roots = RootCertStore::empty();
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        self.verify(&roots, unix_seconds).is_ok()
+    }
+
+    fn own(&self) -> Option<ParsedCertificate<'_>> {
+        ParsedCertificate::try_from(self.chain.first()?).ok()
+    }
+
+    fn verify(&self, roots: &RootCertStore, unix_seconds: u64) -> Result<(), CertificateError> {
+        let own = self.own().ok_or(CertificateError::BadEncoding)?;
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(unix_seconds));
+        let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
+        let intermediates = self.chain.get(1..).unwrap_or_default();
+        rustls::client::verify_server_cert_signed_by_trust_anchor(&own, roots, intermediates, now, algorithms.all)
+            .map_err(|fault| match fault {
+                Error::InvalidCertificate(fault) => fault,
+                _ => CertificateError::BadEncoding,
+            })
+    }
+}
+
+/// The year 9998: every certificate has ended.
+const FAR_FUTURE: u64 = 253_340_000_000;
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+
+    /// For `turn.example.org`, good in the year 2030; certificate and key as PEM.
+    pub(crate) fn pem() -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let mut parameters = CertificateParams::new(vec!["turn.example.org".to_owned()]).unwrap();
+        parameters.not_before = date_time_ymd(2030, 1, 1);
+        parameters.not_after = date_time_ymd(2031, 1, 1);
+        (parameters.self_signed(&key).unwrap().pem(), key.serialize_pem())
+    }
+
+    fn read(certificate: &str, key: &str) -> Result<Certificate, CertificateFault> {
+        Certificate::read(certificate.as_bytes(), &Secret::new(key.as_bytes().to_vec()))
+    }
+
+    #[test]
+    fn a_certificate_says_its_name_and_its_time() {
+        let (certificate, key) = pem();
+        let certificate = read(&certificate, &key).ok().unwrap();
+        assert!(certificate.is_for("turn.example.org"));
+        assert!(!certificate.is_for("example.org") && !certificate.is_for("192.0.2.1"));
+        assert_eq!(certificate.validity(), Some((1_893_456_000, 1_924_992_000)));
+        assert!(
+            !certificate.is_publicly_trusted(1_900_000_000),
+            "it is signed by itself"
+        );
+    }
+
+    #[test]
+    fn files_that_do_not_go_together_are_told_apart() {
+        let ((certificate, key), (other, other_key)) = (pem(), pem());
+        let fault = |certificate: &str, key: &str| read(certificate, key).err();
+        assert_eq!(fault("", &key), Some(CertificateFault::NoCertificate));
+        assert_eq!(fault(&key, &key), Some(CertificateFault::NoCertificate));
+        let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert_eq!(fault(garbage, &key), Some(CertificateFault::BadCertificate));
+        assert_eq!(fault(&certificate, ""), Some(CertificateFault::NoKey));
+        assert_eq!(fault(&certificate, &other), Some(CertificateFault::NoKey));
+        assert_eq!(fault(&certificate, &other_key), Some(CertificateFault::OtherKey));
+    }
+}

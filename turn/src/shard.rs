@@ -1,0 +1,552 @@
+//! One thread for each shard: it waits, gives what is ready to the plane or the streams, and sends what they queued.
+//!
+//! In: a [`Plan`], and orders later. Out: a [`Report`], and word of a thread that ended. Never: touches a packet.
+//!
+//! # How streams hook in
+//!
+//! A shard has one [`Plane`] and one [`Streams`]; both live on its thread, nothing is shared between them. `streams` is listed above
+//! `shard` and below `plane`: it calls the plane, the shard calls it.
+//!
+//! | when | the shard calls |
+//! |---|---|
+//! | all addresses are bound, before any thread | [`Streams::of_all_shards`]: one value for each shard, and what lets them reach each other |
+//! | on the shard's thread, first | [`Streams::begin`]: `plane.epoll().add(fd, token::STREAM \| …, Interest::Read)` |
+//! | an event whose token has [`token::STREAM`] | [`Streams::handle_event`] |
+//! | after each event that left posts | [`Streams::handle_posts`] with frames for stream clients of any shard |
+//! | after all events of a round | [`Streams::flush`] |
+//! | four times a second | [`Streams::handle_tick`] |
+//! | orders | [`Streams::reload`], [`Streams::drain`], [`Streams::counters`] |
+//!
+//! | for | streams calls |
+//! |---|---|
+//! | one whole frame of a client | [`Plane::handle_frame`]; its answers and hops are queued, those for streams come back as posts |
+//! | a stream that ended | [`Plane::handle_stream_closed`] |
+//! | a longer frame | [`Plane::has_allocation`] |
+//! | the time of this round | [`Plane::now`] |
+//!
+//! A post is a whole frame as it goes on the wire, and its [`turn_core::forwarding::Recipient`]: `recipient.shard == plane.shard()` is a
+//! client of this shard, found by `recipient.client`; any other is for the queue of that shard, whose waker is one more descriptor in its
+//! epoll.
+
+use crate::plane::{Clock, Loss, Parts, Plane, token};
+use crate::sockets::{Buffers, listen_udp};
+use crate::streams::{StreamCounters, StreamSettings, Streams};
+use crate::sys::{self, Epoll, Events, Interest, Ticker, Waker};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use turn_core::control::{Counters, Settings, Shared, Tally};
+
+/// One address that clients reach us at: bound for UDP and for TCP in each shard.
+#[derive(Clone, Copy)]
+pub struct Listener {
+    /// Never the unspecified address: an answer must come from where the request went. Port 0 takes any that is free.
+    pub address: SocketAddr,
+}
+
+/// What [`start`] needs. Shards and addresses are fixed from start to stop.
+pub struct Plan {
+    /// Threads, at least 1.
+    pub shards: u16,
+    /// At most 256; the place of one is the `listener` of its clients' `FiveTuple`.
+    pub listeners: Vec<Listener>,
+    pub buffers: Buffers,
+    pub shared: Arc<Shared>,
+    pub settings: Arc<Settings>,
+    pub streams: StreamSettings,
+    /// Without it, TLS is not spoken.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+}
+
+/// Binds all addresses, then starts the threads. An error names the place of a listener in the plan, never its address.
+pub fn start(plan: Plan) -> io::Result<Shards> {
+    let _ = rlimit::increase_nofile_limit(MOST_DESCRIPTORS);
+    let shards = usize::from(plan.shards.max(1));
+    if plan.listeners.is_empty() || plan.listeners.len() > 256 {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "1 to 256 listeners are possible",
+        ));
+    }
+    let mut udp: Vec<Vec<OwnedFd>> = Vec::new();
+    let mut tcp: Vec<Vec<TcpListener>> = Vec::new();
+    udp.resize_with(shards, Vec::new);
+    tcp.resize_with(shards, Vec::new);
+    let mut addresses = Vec::new();
+    for (number, listener) in plan.listeners.iter().enumerate() {
+        let bound = Bound::new(listener.address, shards, plan.buffers);
+        let bound =
+            bound.map_err(|error| io::Error::new(error.kind(), format!("listener {number}: {}", error.kind())))?;
+        addresses.push(bound.address);
+        udp.iter_mut()
+            .zip(bound.udp)
+            .for_each(|(list, socket)| list.push(socket));
+        tcp.iter_mut()
+            .zip(bound.tcp)
+            .for_each(|(list, socket)| list.push(socket));
+    }
+    if let Some(socket) = udp.first().and_then(|list| list.first()) {
+        let relays = plan.shared.relays().len() * plan.shared.relays().ports_per_address();
+        let limit = rlimit::Resource::NOFILE.get_soft().unwrap_or(0);
+        sys::reserve_descriptors(socket.as_fd(), limit.min(relays as u64 + 1_024));
+    }
+    let streams = Streams::of_all_shards(tcp, &plan.streams, plan.tls.as_ref())?;
+    let began = Clock::new(Instant::now());
+    let ended = Arc::new(Ended::default());
+    let mut handles = Vec::new();
+    for ((number, listeners), streams) in (0u16..).zip(udp).zip(streams) {
+        let (orders, inbox) = mpsc::sync_channel(ORDERS);
+        let waker = Arc::new(Waker::new()?);
+        let epoll = Epoll::new()?;
+        let ticker = Ticker::new(TICK)?;
+        epoll.add(waker.as_fd(), token::ORDERS, Interest::Read)?;
+        epoll.add(ticker.as_fd(), token::TICK, Interest::Read)?;
+        let parts = Parts {
+            shard: number,
+            shared: plan.shared.clone(),
+            settings: plan.settings.clone(),
+            epoll,
+            listeners,
+            clock: began.clone(),
+        };
+        let (waker_of_shard, ended) = (waker.clone(), ended.clone());
+        let thread = thread::Builder::new().name(format!("shard-{number}")).spawn(move || {
+            let run = AssertUnwindSafe(|| run(parts, streams, &inbox, &waker_of_shard, &ticker));
+            let result = catch_unwind(run);
+            if !matches!(result, Ok(Ok(()))) {
+                ended.tell();
+            }
+        })?;
+        handles.push(Handle {
+            orders,
+            waker,
+            thread: Some(thread),
+        });
+    }
+    Ok(Shards {
+        handles,
+        shared: plan.shared,
+        addresses,
+        ended,
+    })
+}
+
+/// All shards, while they run. Dropping this stops them.
+pub struct Shards {
+    handles: Vec<Handle>,
+    shared: Arc<Shared>,
+    addresses: Vec<SocketAddr>,
+    ended: Arc<Ended>,
+}
+
+struct Handle {
+    orders: mpsc::SyncSender<Order>,
+    waker: Arc<Waker>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Word of a thread that ended on its own.
+#[derive(Default)]
+struct Ended {
+    has: AtomicBool,
+    notify: Notify,
+}
+
+impl Ended {
+    fn tell(&self) {
+        self.has.store(true, Ordering::Release);
+        self.notify.notify_one();
+    }
+}
+
+enum Order {
+    Reload(Arc<Settings>, StreamSettings, Option<Arc<rustls::ServerConfig>>),
+    Drain,
+    Report(mpsc::SyncSender<Report>),
+    Stop,
+    #[cfg(test)]
+    Panic,
+}
+
+/// What all shards have counted since the start.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    pub counters: Counters,
+    pub losses: Tally<Loss>,
+    pub streams: StreamCounters,
+    /// Shards that answered: one that did not within [`PATIENCE`] is not in the sums.
+    pub shards: usize,
+}
+
+impl Shards {
+    /// Other users, policy, limits, certificates. Live calls go on.
+    pub fn reload(&self, settings: &Arc<Settings>, streams: &StreamSettings, tls: Option<&Arc<rustls::ServerConfig>>) {
+        self.order(|| Order::Reload(settings.clone(), streams.clone(), tls.cloned()));
+    }
+
+    /// No new allocations from here on.
+    pub fn drain(&self) {
+        self.order(|| Order::Drain);
+    }
+
+    /// Live allocations of all shards.
+    pub fn allocations(&self) -> u32 {
+        self.shared.allocations()
+    }
+
+    /// The addresses as they were bound, in the order of the plan.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Asks all shards, and waits for their answers, [`PATIENCE`] at most: not to be called from a thread that may not wait.
+    pub fn report(&self) -> Report {
+        let (answers, inbox) = mpsc::sync_channel(self.handles.len());
+        self.order(|| Order::Report(answers.clone()));
+        drop(answers);
+        let deadline = Instant::now() + PATIENCE;
+        let mut sum = Report::default();
+        while sum.shards < self.handles.len() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(one) = inbox.recv_timeout(left) else {
+                break;
+            };
+            sum.counters.merge(&one.counters);
+            sum.losses.merge(&one.losses);
+            sum.streams.merge(&one.streams);
+            sum.shards += 1;
+        }
+        sum
+    }
+
+    /// Returns as soon as a shard ended on its own, by a panic or a fault of the system: then the process must end too, for the clients
+    /// of that shard are left alone.
+    pub async fn failed(&self) {
+        while !self.has_failed() {
+            self.ended.notify.notified().await;
+        }
+    }
+
+    pub fn has_failed(&self) -> bool {
+        self.ended.has.load(Ordering::Acquire)
+    }
+
+    /// Ends all threads and closes all sockets.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn order(&self, order: impl Fn() -> Order) {
+        for handle in &self.handles {
+            // A shard whose inbox is full is woken already; one that is gone is told by `failed`.
+            let _ = handle.orders.send(order());
+            handle.waker.wake();
+        }
+    }
+
+    fn end(&mut self) {
+        self.order(|| Order::Stop);
+        for handle in &mut self.handles {
+            if let Some(thread) = handle.thread.take() {
+                // A panic was told already.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Drop for Shards {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Orders that wait for one shard, at most.
+const ORDERS: usize = 16;
+/// How long a report waits for a shard.
+pub const PATIENCE: Duration = Duration::from_secs(1);
+/// Rounds begin at least so far apart while packets trickle.
+const PACE: Duration = Duration::from_micros(100);
+/// How long it is watched how busy a shard is.
+const WINDOW: Duration = Duration::from_millis(4);
+const TICK: Duration = Duration::from_millis(250);
+/// Events of one round, at most.
+const EVENTS: usize = 512;
+/// As many descriptors as the system lets us have, and not more than that.
+const MOST_DESCRIPTORS: u64 = 1 << 20;
+
+/// The loop of one shard.
+fn run(
+    parts: Parts,
+    mut streams: Streams,
+    inbox: &mpsc::Receiver<Order>,
+    waker: &Waker,
+    ticker: &Ticker,
+) -> io::Result<()> {
+    let mut plane = Plane::new(parts)?;
+    streams.begin(&mut plane)?;
+    let mut events = Events::new(EVENTS);
+    sys::sleep_exactly();
+    let mut pacer = Pacer::default();
+    loop {
+        plane.epoll().wait(&mut events, plane.has_unfinished())?;
+        plane.begin();
+        plane.handle_unfinished();
+        deliver(&mut plane, &mut streams);
+        for at in 0..events.len() {
+            let Some((event, ready)) = events.get(at) else {
+                break;
+            };
+            if event & token::STREAM != 0 {
+                streams.handle_event(event, ready, &mut plane);
+            } else {
+                match event & token::KIND {
+                    token::LISTENER => plane.handle_listener(event as u8),
+                    token::RELAY => plane.handle_relay(event as u32, ready),
+                    token::TICK => {
+                        ticker.clear();
+                        plane.handle_tick();
+                        streams.handle_tick(&mut plane);
+                    }
+                    _ => {
+                        waker.clear();
+                        if !obey(inbox, &mut plane, &mut streams) {
+                            return Ok(());
+                        }
+                    }
+                }
+            }
+            deliver(&mut plane, &mut streams);
+        }
+        streams.flush(&mut plane);
+        plane.flush();
+        if !plane.has_unfinished()
+            && let Some(rest) = pacer.rest(plane.now().steady, plane.elapsed())
+        {
+            thread::sleep(rest);
+        }
+    }
+}
+
+/// When a shard sleeps a moment although something may be there: with a steady trickle of packets, a wake-up for each would cost more
+/// than the packet. Network cards moderate their interrupts in the same way. A shard with little to do never sleeps so, and one with
+/// much to do has its batches anyway.
+#[derive(Default)]
+struct Pacer {
+    last_began: Duration,
+    window_began: Duration,
+    busy: Duration,
+    is_on: bool,
+}
+
+impl Pacer {
+    /// After a round: for how long to sleep, if at all.
+    fn rest(&mut self, began: Duration, ended: Duration) -> Option<Duration> {
+        let lasted = ended.saturating_sub(began);
+        self.busy += lasted;
+        let window = ended.saturating_sub(self.window_began);
+        if window >= WINDOW {
+            // What is paced costs less: the two bounds differ, so that it is not turned on and off all the time.
+            let most = if self.is_on { 35 } else { 45 };
+            self.is_on = self.busy * 100 < window * most;
+            (self.window_began, self.busy) = (ended, Duration::ZERO);
+        }
+        let is_trickle = began.saturating_sub(self.last_began) < 2 * PACE;
+        self.last_began = began;
+        (self.is_on && is_trickle && lasted < PACE).then(|| PACE.saturating_sub(lasted))
+    }
+}
+
+fn deliver(plane: &mut Plane, streams: &mut Streams) {
+    while let Some(posts) = plane.take_posts() {
+        streams.handle_posts(&posts, plane);
+        plane.give_back(posts);
+    }
+}
+
+/// False when it is time to end.
+fn obey(inbox: &mpsc::Receiver<Order>, plane: &mut Plane, streams: &mut Streams) -> bool {
+    while let Ok(order) = inbox.try_recv() {
+        match order {
+            Order::Reload(settings, stream_settings, tls) => {
+                plane.reload(settings);
+                streams.reload(&stream_settings, tls.as_ref(), plane);
+            }
+            Order::Drain => {
+                plane.drain();
+                streams.drain();
+            }
+            Order::Report(answers) => {
+                // Who asked may have stopped waiting.
+                let _ = answers.try_send(Report {
+                    counters: plane.counters(),
+                    losses: plane.losses().clone(),
+                    streams: streams.counters(),
+                    shards: 1,
+                });
+            }
+            Order::Stop => return false,
+            #[cfg(test)]
+            Order::Panic => panic!("a test asked for it"),
+        }
+    }
+    true
+}
+
+/// The sockets of one listening address, one of each kind for each shard.
+struct Bound {
+    address: SocketAddr,
+    udp: Vec<OwnedFd>,
+    tcp: Vec<TcpListener>,
+}
+
+impl Bound {
+    fn new(address: SocketAddr, shards: usize, buffers: Buffers) -> io::Result<Self> {
+        if address.ip().is_unspecified() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // With any port, the one that UDP got may be taken for TCP.
+        let tries = if address.port() == 0 { 32 } else { 1 };
+        let mut result = Err(io::ErrorKind::AddrInUse.into());
+        for _ in 0..tries {
+            result = Self::once(address, shards, buffers);
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    fn once(address: SocketAddr, shards: usize, buffers: Buffers) -> io::Result<Self> {
+        // Sockets that share a port let others of the same user in, who would take half of all packets: the first bind shares with nobody.
+        let alone = listen_udp(address, buffers, false)?;
+        let address = alone.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
+        drop((alone, listen_tcp(address, false)?));
+        let mut bound = Self {
+            address,
+            udp: Vec::new(),
+            tcp: Vec::new(),
+        };
+        for _ in 0..shards {
+            bound.udp.push(listen_udp(address, buffers, true)?.into());
+            bound.tcp.push(listen_tcp(address, true)?);
+        }
+        Ok(bound)
+    }
+}
+
+fn listen_tcp(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // Connections of an earlier process linger on the port.
+    socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&SockAddr::from(address))?;
+    if shared {
+        socket.listen(BACKLOG)?;
+    }
+    Ok(socket.into())
+}
+
+/// Connections that wait to be accepted, in each shard.
+const BACKLOG: i32 = 1_024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quietline_shared::redact::Secret;
+    use turn_core::auth::{Credentials, NONCE_EPOCH, Nonces, StaticUser};
+    use turn_core::control::Limits;
+    use turn_core::peers::{PeerPolicy, RelayAddress, RelayTable};
+
+    fn plan(address: SocketAddr) -> Plan {
+        let relay = RelayAddress {
+            bind: address.ip(),
+            advertised: address.ip(),
+        };
+        let relays = RelayTable::new(vec![relay], (50_000, 50_100)).unwrap();
+        let user = StaticUser::new("alice", Secret::new(b"wonderland".to_vec())).unwrap();
+        let credentials = Credentials::new("quietline", vec![user], Vec::new()).unwrap();
+        let settings = Settings::new(
+            credentials,
+            Limits::default(),
+            PeerPolicy::default(),
+            vec![],
+            &relays,
+            true,
+        );
+        Plan {
+            shards: 2,
+            listeners: vec![Listener { address }],
+            buffers: Buffers::default(),
+            shared: Arc::new(Shared::new(
+                relays,
+                Nonces::new(Secret::new([7; 32]), NONCE_EPOCH),
+                [3, 4],
+            )),
+            settings: Arc::new(settings),
+            streams: StreamSettings::default(),
+            tls: None,
+        }
+    }
+
+    /// Rounds that last and come so many microseconds one after the other; how much of the last ones was slept.
+    fn paced(pacer: &mut Pacer, start: u64, lasting: u64, apart: u64) -> usize {
+        let micros = Duration::from_micros;
+        let rounds = (0..1_000).map(|n| start + n * apart);
+        let rests = rounds.map(|at| pacer.rest(micros(at), micros(at + lasting)));
+        rests.skip(900).flatten().count()
+    }
+
+    #[test]
+    fn only_a_trickle_is_paced() {
+        let mut pacer = Pacer::default();
+        assert_eq!(paced(&mut pacer, 1_000_000, 7, 33), 100);
+        // It goes on when the trickle is paced, and costs less.
+        assert_eq!(paced(&mut pacer, 2_000_000, 13, 100), 100);
+        // A call or two: nobody waits.
+        assert_eq!(paced(&mut pacer, 3_000_000, 7, 5_000), 0);
+        // Half of what it can.
+        assert_eq!(paced(&mut pacer, 9_000_000, 50, 100), 0);
+        assert_eq!(paced(&mut pacer, 10_000_000, 30, 50), 0);
+        assert_eq!(paced(&mut pacer, 11_000_000, 7, 33), 100);
+    }
+
+    #[test]
+    fn a_shard_that_panics_is_told() {
+        let shards = start(plan("127.0.0.1:0".parse().unwrap())).unwrap();
+        assert!(!shards.has_failed());
+        assert_eq!(shards.report().shards, 2);
+        let last = shards.handles.last().unwrap();
+        last.orders.send(Order::Panic).unwrap();
+        last.waker.wake();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(shards.failed());
+        assert_eq!(shards.report().shards, 1);
+    }
+
+    #[test]
+    fn an_address_that_somebody_has_is_an_error_that_names_no_address() {
+        let first = start(plan("127.0.0.1:0".parse().unwrap())).unwrap();
+        let taken = *first.addresses().first().unwrap();
+        let error = start(plan(taken)).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert!(!error.to_string().contains("127.0.0.1"), "{error}");
+        first.stop();
+        start(plan(taken)).unwrap().stop();
+        let unspecified = start(plan("0.0.0.0:0".parse().unwrap())).err().unwrap();
+        assert_eq!(unspecified.kind(), io::ErrorKind::InvalidInput);
+    }
+}
