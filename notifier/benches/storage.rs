@@ -5,6 +5,7 @@
 
 use futures_util::StreamExt;
 use notifier_core::account::{AccountId, DeviceToken, Namespace, NamespaceSet, Service};
+use notifier_core::lane::LaneSettings;
 use notifier_core::outbox::{Entry, EntryId, Outcome, PushId};
 use notifier_core::seal::{Class, Priority, Sealed};
 use notifier_core::subscription::{DeviceId, Subscription};
@@ -167,7 +168,7 @@ async fn driver(path: &std::path::Path, rate: Option<u32>) {
     let (effects, _effects) = mpsc::channel(16);
     let lanes = vec![Lane {
         service: Service::Firebase,
-        concurrency: 500,
+        settings: LaneSettings::with_concurrency(500),
         pushes,
     }];
     let file = OutboxFile::open(&settings).await.unwrap();
@@ -247,6 +248,7 @@ fn subscription(n: u32, sig_ts: i64) -> Subscription {
         sig_ts,
         signature: [9; 64],
         enc_key: Secret::new([1; 32]),
+        is_bound: false,
     }
 }
 

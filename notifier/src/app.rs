@@ -4,8 +4,11 @@
 
 mod desk;
 mod relay;
+mod trial;
 
-use crate::dispatch::{self, Apns, Fcm, Provider};
+pub use trial::push_once;
+
+use crate::dispatch::{self, Apns, Deliver, Fcm, Huawei, Webpush};
 use crate::http;
 use crate::outbox::{Lane, OutboxError, OutboxFile};
 use crate::settings::Settings;
@@ -30,6 +33,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use trial::{Trials, check_endpoints};
 
 /// Notifications that may wait for the relay; beyond that links stop reading. A node keeps only 1,000 for us, so a burst waits here;
 /// the watcher bounds its bytes as well.
@@ -102,20 +106,12 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let services = settings.dispatch.services();
     let timeout = settings.dispatch.timeout;
     for service in services.iter().copied() {
-        let concurrency = match service {
-            Service::Apns => settings.dispatch.apns.as_ref().map(|section| section.concurrency),
-            Service::ApnsSandbox => settings
-                .dispatch
-                .apns_sandbox
-                .as_ref()
-                .map(|section| section.concurrency),
-            Service::Firebase => settings.dispatch.firebase.as_ref().map(|section| section.concurrency),
-        }
-        .expect("the service is on offer");
+        let limits = settings.dispatch.lane(service).expect("the service is on offer");
+        let concurrency = limits.concurrency as usize;
         let (pushes, jobs) = mpsc::channel(concurrency);
         let lane = Lane {
             service,
-            concurrency: u32::try_from(concurrency).unwrap_or(u32::MAX),
+            settings: limits,
             pushes,
         };
         lanes.push(lane);
@@ -125,6 +121,8 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let outbox = file.start(lanes, effects, window).await?;
     let (guard, mut ended) = Guard::new();
     let mut lane_tasks = Vec::new();
+    let mut trials = Trials::new(settings.seal.padding, timeout);
+    let mut webpush = None;
     for (service, concurrency, jobs) in starts {
         let outcomes = outbox.handle.outcomes.clone();
         lane_tasks.push(match service {
@@ -133,12 +131,27 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
                     Service::Apns => settings.dispatch.apns.as_ref(),
                     _ => settings.dispatch.apns_sandbox.as_ref(),
                 };
-                let provider = Apns::new(service, section.expect("the service is on offer"), timeout)?;
+                let provider = Arc::new(Apns::new(service, section.expect("the service is on offer"), timeout)?);
+                trials.add(&provider);
                 guard.spawn(service.name(), lane(provider, jobs, outcomes, concurrency, timeout))
             }
             Service::Firebase => {
                 let section = settings.dispatch.firebase.as_ref();
-                let provider = Fcm::new(section.expect("the service is on offer"), timeout)?;
+                let provider = Arc::new(Fcm::new(section.expect("the service is on offer"), timeout)?);
+                trials.add(&provider);
+                guard.spawn(service.name(), lane(provider, jobs, outcomes, concurrency, timeout))
+            }
+            Service::Huawei => {
+                let section = settings.dispatch.huawei.as_ref();
+                let provider = Arc::new(Huawei::new(section.expect("the service is on offer"), timeout)?);
+                trials.add(&provider);
+                guard.spawn(service.name(), lane(provider, jobs, outcomes, concurrency, timeout))
+            }
+            Service::Webpush => {
+                let section = settings.dispatch.webpush.as_ref();
+                let provider = Arc::new(Webpush::new(section.expect("the service is on offer"))?);
+                trials.add(&provider);
+                webpush = Some(Arc::clone(&provider));
                 guard.spawn(service.name(), lane(provider, jobs, outcomes, concurrency, timeout))
             }
         });
@@ -191,22 +204,32 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     };
     let relay_task = guard.spawn("relay", relay.run(ends));
 
+    let checks = trials.take_checks();
     let desk = Arc::new(Desk::new(
         Arc::clone(&store),
         commands.clone(),
         watcher.commands.clone(),
         devices,
         settings.max_devices,
+        trials,
     ));
+    let checking = webpush.map(|way| tokio::spawn(check_endpoints(way, checks, Arc::clone(&desk), timeout)));
     let housekeeping = tokio::spawn(Arc::clone(&desk).keep_house(told_inbox, EXPIRED_ROWS_EVERY));
     let effects_task = guard.spawn("effects", hear_effects(told_effects, dead));
 
+    let web_push = settings.dispatch.webpush.as_ref().and_then(|section| {
+        Some(http::WebPush {
+            vapid_public_key: section.vapid_public_key()?,
+            guard: section.guard().ok()?,
+        })
+    });
     let http_task = tokio::spawn(http::serve(
         http_listener,
         http::Http {
             settings: settings.http,
             onion_key: settings.onion_key,
             services,
+            web_push,
             subscriptions: Arc::clone(&desk),
             clock: Arc::new(|| unix_ms() / 1000),
         },
@@ -247,6 +270,9 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         }
         log_end("effects", effects_task.await);
         housekeeping.abort();
+        if let Some(checking) = checking {
+            checking.abort();
+        }
         store.close().await;
     };
     let drained = lifecycle::drain(work, drain + Duration::from_secs(5), signals.stop()).await;
@@ -256,15 +282,15 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
 }
 
 /// A lane ends when the outbox drops its end: until then each push that it took gets its outcome.
-async fn lane<P: Provider>(
-    provider: P,
+async fn lane<D: Deliver>(
+    sender: Arc<D>,
     jobs: mpsc::Receiver<Push>,
     outcomes: mpsc::Sender<(EntryId, Outcome)>,
     concurrency: usize,
     timeout: Duration,
 ) {
     let forever = std::future::pending();
-    dispatch::run_lane(Arc::new(provider), jobs, outcomes, concurrency, timeout, forever).await;
+    dispatch::run_lane(sender, jobs, outcomes, concurrency, timeout, forever).await;
 }
 
 /// Tells when a task ends, by a panic too, that should run as long as the process.
@@ -397,6 +423,12 @@ async fn hear_effects(mut effects: mpsc::Receiver<Effect>, dead: mpsc::Sender<(T
                 tracing::error!(
                     service = service.name(),
                     "the provider refuses our credential: lane stopped, its queue is kept"
+                );
+            }
+            Effect::LaneStalled(service) => {
+                tracing::error!(
+                    service = service.name(),
+                    "a push came to no end: it is sent again, and its lane is not as it should be"
                 );
             }
             Effect::LaneResumed(service) => {

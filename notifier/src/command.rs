@@ -4,15 +4,20 @@
 //! or writes over a file.
 
 use clap::{Args, Parser, Subcommand};
+use notifier_core::account::{DeviceToken, Service};
+use notifier_core::outbox::Outcome;
+use notifier_core::subscription;
+use notifier_core::webpush::Vapid;
 use quietline_shared::crypto::x25519_public;
+use quietline_shared::redact::Secret;
+use quietline_shared::service::command::make_secret_file;
+pub use quietline_shared::service::command::{Exit, report_faults, report_warnings};
 use quietline_shared::service::config::{Faults, FileFault, SettingsFile, Warnings, read_key_32};
 use serde::Deserialize;
 use std::ffi::OsString;
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 /// Reads the arguments, the program's name first. The error prints itself and knows its exit code; help is such an error.
 pub fn parse<A: Into<OsString> + Clone>(arguments: impl IntoIterator<Item = A>) -> Result<Command, clap::Error> {
@@ -46,6 +51,28 @@ pub enum Command {
     },
     /// Make the keys that do not exist yet and print the public ones.
     Keygen(Keygen),
+    /// Send one test notification to one device and say what its push service answers. Starts nothing, changes nothing.
+    Push(PushOnce),
+}
+
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct PushOnce {
+    /// The settings, TOML.
+    #[arg(long, value_name = "FILE")]
+    pub settings: PathBuf,
+    /// apns, apns-sandbox, firebase, huawei or webpush.
+    #[arg(long, value_name = "NAME", value_parser = service)]
+    pub service: Service,
+    /// A file with the device's token, "-" for standard input. For webpush: JSON with endpoint, p256dh and auth.
+    #[arg(long, value_name = "FILE")]
+    pub token_file: PathBuf,
+}
+
+fn service(name: &str) -> Result<Service, String> {
+    Service::from_name(name).ok_or_else(|| {
+        let names: Vec<_> = Service::ALL.into_iter().map(Service::name).collect();
+        format!("one of {}", names.join(", "))
+    })
 }
 
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
@@ -57,25 +84,6 @@ pub struct Keygen {
     /// Make the keys onion, link and lookup in this folder.
     #[arg(long, value_name = "DIR")]
     pub folder: Option<PathBuf>,
-}
-
-/// How a command ended. Usage errors are clap's: 2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    Done,
-    Failed,
-    /// Starting again would change nothing (EX_CONFIG of sysexits.h).
-    BadSettings,
-}
-
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        match exit {
-            Exit::Done => Self::SUCCESS,
-            Exit::Failed => Self::FAILURE,
-            Exit::BadSettings => Self::from(78),
-        }
-    }
 }
 
 /// Reports what `load`, the reading that `run` starts with, finds.
@@ -95,23 +103,52 @@ pub fn check<T>(
     }
 }
 
-pub fn report_warnings(warnings: &Warnings, errors: &mut dyn Write) -> io::Result<()> {
-    warnings
-        .0
-        .iter()
-        .try_for_each(|warning| writeln!(errors, "warning: {warning}"))
+/// The token that `push` is asked to try. Not an argument: those are seen by everybody on the machine.
+pub fn read_token(wish: &PushOnce, input: &mut dyn Read) -> io::Result<Option<DeviceToken>> {
+    let mut text = String::new();
+    if wish.token_file == Path::new("-") {
+        input.take(TOKEN_FILE_MAX).read_to_string(&mut text)?;
+    } else {
+        File::open(&wish.token_file)?
+            .take(TOKEN_FILE_MAX)
+            .read_to_string(&mut text)?;
+    }
+    Ok(subscription::token_of_text(wish.service, text.trim()).ok())
 }
 
-pub fn report_faults(faults: &Faults, errors: &mut dyn Write) -> io::Result<Exit> {
-    let count = faults.0.len();
-    writeln!(
-        errors,
-        "{count} {} in the settings:",
-        if count == 1 { "fault" } else { "faults" }
-    )?;
-    faults.0.iter().try_for_each(|fault| writeln!(errors, "  {fault}"))?;
-    Ok(Exit::BadSettings)
+/// Says what a push service answered.
+pub fn report_push(service: Service, outcome: &Outcome, out: &mut dyn Write) -> io::Result<Exit> {
+    let name = service.name();
+    let after = |after: Option<std::time::Duration>| {
+        after.map_or_else(String::new, |after| format!(", not before {} s", after.as_secs()))
+    };
+    match outcome {
+        Outcome::Delivered => writeln!(out, "{name} accepted the notification")?,
+        Outcome::Gone { .. } => writeln!(out, "{name} says that the token is dead")?,
+        Outcome::TryFallback => writeln!(out, "{name} says that the notification is too large")?,
+        Outcome::Refused(refusal) => writeln!(out, "{name} refused the notification: {refusal:?}")?,
+        Outcome::Retry { after: pause, reason } => {
+            writeln!(
+                out,
+                "{name} did not take the notification: {}{}",
+                reason.label(),
+                after(*pause)
+            )?;
+        }
+        Outcome::Later { after: pause } | Outcome::Held { pause } => {
+            writeln!(out, "{name} cannot be reached{}", after(Some(*pause)))?;
+        }
+        Outcome::Expired => writeln!(out, "{name} did not answer in time")?,
+    }
+    Ok(if *outcome == Outcome::Delivered {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
 }
+
+/// Longer than any token.
+const TOKEN_FILE_MAX: u64 = 16 * 1024;
 
 /// Makes each key that does not exist; one that exists is kept and must be a good one.
 pub fn keygen(wish: &Keygen, out: &mut dyn Write, errors: &mut dyn Write) -> io::Result<Exit> {
@@ -122,11 +159,11 @@ pub fn keygen(wish: &Keygen, out: &mut dyn Write, errors: &mut dyn Write) -> io:
     let mut exit = Exit::Done;
     for (key, path) in places.all() {
         match make_key(path) {
-            Ok(Made { public, new }) => {
+            Ok(Made { secret, new }) => {
                 let done = if new { "made" } else { "kept" };
                 writeln!(out, "{} key {done}: {}", key.name(), path.display())?;
-                if key.has_public_half() {
-                    writeln!(out, "{} public key: {}", key.name(), hex::encode(public))?;
+                if let Some(public) = key.public_half(&secret) {
+                    writeln!(out, "{} public key: {public}", key.name())?;
                 }
             }
             Err(fault) => {
@@ -143,6 +180,7 @@ enum Key {
     Onion,
     Link,
     Lookup,
+    Vapid,
 }
 
 impl Key {
@@ -151,22 +189,27 @@ impl Key {
             Self::Onion => "onion",
             Self::Link => "link",
             Self::Lookup => "lookup",
+            Self::Vapid => "vapid",
         }
     }
 
-    const fn has_public_half(self) -> bool {
+    /// As clients and others are told it.
+    fn public_half(self, secret: &Secret<[u8; 32]>) -> Option<String> {
         match self {
-            Self::Onion | Self::Link => true,
-            Self::Lookup => false,
+            Self::Onion | Self::Link => Some(hex::encode(x25519_public(secret))),
+            Self::Lookup => None,
+            Self::Vapid => Vapid::new(secret, "mailto:").map(|vapid| vapid.public_key()),
         }
     }
 }
 
-/// Where the three keys belong: three different files.
+/// Where the keys belong: a file for each.
 struct Places {
     onion: PathBuf,
     link: PathBuf,
     lookup: PathBuf,
+    /// Only where Web Push is on offer.
+    vapid: Option<PathBuf>,
 }
 
 impl Places {
@@ -180,12 +223,13 @@ impl Places {
                     onion: at(Key::Onion),
                     link: at(Key::Link),
                     lookup: at(Key::Lookup),
+                    vapid: Some(at(Key::Vapid)),
                 })
             }
         }
     }
 
-    /// Reads only the three settings: keys are made before the rest of the settings is right.
+    /// Reads only these settings: keys are made before the rest of the settings is right.
     fn named_by(settings: &Path) -> Result<Self, Faults> {
         #[derive(Deserialize)]
         struct Http {
@@ -199,16 +243,28 @@ impl Places {
         struct Store {
             lookup_key_file: PathBuf,
         }
+        #[derive(Deserialize)]
+        struct Dispatch {
+            webpush: Option<Webpush>,
+        }
+        #[derive(Deserialize)]
+        struct Webpush {
+            key_file: PathBuf,
+        }
         let mut file = SettingsFile::read(settings)?;
         let http = file.section::<Http>("http");
         let watcher = file.section::<Watcher>("watcher");
         let store = file.section::<Store>("store");
+        let webpush = file
+            .optional_section::<Dispatch>("dispatch")
+            .and_then(|dispatch| dispatch.webpush);
         let places = match (http, watcher, store) {
             (Some(http), Some(watcher), Some(store)) => {
                 let places = Self {
                     onion: http.onion_key_file,
                     link: watcher.key_file,
                     lookup: store.lookup_key_file,
+                    vapid: webpush.map(|webpush| webpush.key_file),
                 };
                 if places.link == places.onion {
                     file.fault(
@@ -224,6 +280,14 @@ impl Places {
                         "a file of its own",
                     );
                 }
+                let others = [&places.onion, &places.link, &places.lookup];
+                if places.vapid.as_ref().is_some_and(|vapid| others.contains(&vapid)) {
+                    file.fault(
+                        "dispatch.webpush.key_file",
+                        "is the file of another key",
+                        "a file of its own",
+                    );
+                }
                 Some(places)
             }
             _ => None,
@@ -233,17 +297,20 @@ impl Places {
         faults.and_then(|_| places.ok_or_else(|| Faults(vec![])))
     }
 
-    fn all(&self) -> [(Key, &Path); 3] {
+    fn all(&self) -> impl Iterator<Item = (Key, &Path)> {
         [
-            (Key::Onion, &self.onion),
-            (Key::Link, &self.link),
-            (Key::Lookup, &self.lookup),
+            (Key::Onion, Some(&self.onion)),
+            (Key::Link, Some(&self.link)),
+            (Key::Lookup, Some(&self.lookup)),
+            (Key::Vapid, self.vapid.as_ref()),
         ]
+        .into_iter()
+        .filter_map(|(key, path)| Some((key, path?.as_path())))
     }
 }
 
 struct Made {
-    public: [u8; 32],
+    secret: Secret<[u8; 32]>,
     new: bool,
 }
 
@@ -258,49 +325,13 @@ enum KeyFault {
 }
 
 fn make_key(path: &Path) -> Result<Made, KeyFault> {
-    let unwritable = |error: io::Error| KeyFault::Unwritable(error.kind());
     let mut key = [0; 32];
     getrandom::fill(&mut key).map_err(|_| KeyFault::NoRandomness)?;
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .map_err(unwritable)?;
-    }
-    // Not asked first whether it exists: between the question and the writing somebody else could make it.
-    let new = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Ok(file) => {
-            write_key(file, &key, path).map_err(unwritable)?;
-            true
-        }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-        Err(error) => return Err(unwritable(error)),
-    };
+    let text = format!("{}\n", hex::encode(key));
+    let new = make_secret_file(path, text.as_bytes()).map_err(|error| KeyFault::Unwritable(error.kind()))?;
     // Read back in either case: what is printed is what the service will use.
-    let key = read_key_32(path).map_err(KeyFault::Existing)?;
-    Ok(Made {
-        public: x25519_public(&key),
-        new,
-    })
-}
-
-fn write_key(mut file: File, key: &[u8; 32], path: &Path) -> io::Result<()> {
-    let written = file
-        .write_all(format!("{}\n", hex::encode(key)).as_bytes())
-        .and_then(|()| file.sync_all())
-        .and_then(|()| File::open(folder_of(path))?.sync_all());
-    if written.is_err() {
-        // Half a key in the place of one would be taken for an existing key by the next attempt.
-        let _ = std::fs::remove_file(path);
-    }
-    written
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
+    let secret = read_key_32(path).map_err(KeyFault::Existing)?;
+    Ok(Made { secret, new })
 }
 
 #[cfg(test)]
@@ -396,6 +427,12 @@ mod tests {
             all.push(*key.expose());
         }
         assert_eq!(keys.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        let vapid = out
+            .lines()
+            .find_map(|line| line.strip_prefix("vapid public key: "))
+            .unwrap();
+        let secret = read_key_32(&keys.join("vapid")).unwrap();
+        assert_eq!(Vapid::new(&secret, "mailto:").unwrap().public_key(), vapid);
         assert!(all[0] != all[1] && all[1] != all[2] && all[0] != all[2]);
     }
 
@@ -433,7 +470,8 @@ mod tests {
             "{errors}"
         );
         assert!(!errors.contains("put the key"), "{errors}");
-        assert!(out.contains("lookup key made") && !out.contains("public"), "{out}");
+        assert!(out.contains("lookup key made"), "{out}");
+        assert!(!out.contains("onion public") && !out.contains("link public"), "{out}");
         assert_eq!(std::fs::read(folder.path().join("onion")).unwrap(), b"put the key here");
     }
 
@@ -467,6 +505,46 @@ mod tests {
         let errors = faults_of("http.onion_key_file = 'a'\nwatcher.key_file = 'a'\nstore.lookup_key_file = 'a'");
         assert!(errors.starts_with("2 faults"), "{errors}");
         assert!(!folder.path().join("a").exists());
+    }
+
+    #[test]
+    fn push_reads_its_token_from_a_file_or_standard_input_and_never_from_the_arguments() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        std::fs::write(&file, " token:1\n").unwrap();
+        let parsed = parse([
+            "x",
+            "push",
+            "--settings",
+            "a",
+            "--service",
+            "firebase",
+            "--token-file",
+            "-",
+        ]);
+        let Command::Push(mut wish) = parsed.unwrap() else {
+            panic!("another command");
+        };
+        let token = read_token(&wish, &mut &b"token:2\n"[..]).unwrap().unwrap();
+        assert_eq!(token, DeviceToken::new(*b"token:2"));
+        wish.token_file = file;
+        let token = read_token(&wish, &mut io::empty()).unwrap().unwrap();
+        assert_eq!(token, DeviceToken::new(*b"token:1"));
+        wish.service = Service::Webpush;
+        assert_eq!(read_token(&wish, &mut io::empty()).unwrap(), None);
+        assert!(
+            parse([
+                "x",
+                "push",
+                "--settings",
+                "a",
+                "--service",
+                "pigeon",
+                "--token-file",
+                "-"
+            ])
+            .is_err()
+        );
     }
 
     #[test]

@@ -27,7 +27,8 @@ use body::{BodyFault, BodyReader};
 use bytes::Bytes;
 use limits::{CommonLimit, SourceLimit, Wait, network_of};
 use notifier_core::account::Service;
-use notifier_core::subscription::{Subscription, Unsubscription};
+use notifier_core::subscription::{Subscription, TestWish, Unsubscription};
+use notifier_core::webpush::Guard;
 use onion::OnionRefusal;
 use quietline_shared::crypto::x25519_public;
 use quietline_shared::redact::Secret;
@@ -85,6 +86,52 @@ pub enum Stored {
     Updated,
     /// Not stored: the account has as many devices as it may have.
     Full,
+    /// Not stored: the signer used a binding before, and this subscription has none.
+    BindingRequired,
+}
+
+/// What became of a test wakeup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tested {
+    /// The push service took it: if nothing is seen, look at the phone.
+    Accepted,
+    /// There is no such subscription: subscribe again.
+    NotSubscribed,
+    /// The push service says that the token is dead: get another one and subscribe again.
+    Dead,
+    /// The push service refused it, or our settings do.
+    Refused,
+    /// The push service could not be reached, or wants less; wakeups wait for it.
+    Unreachable,
+}
+
+impl Tested {
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::NotSubscribed => "not_subscribed",
+            Self::Dead => "dead",
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+        }
+    }
+
+    pub const fn message(self) -> &'static str {
+        match self {
+            Self::Accepted => "Test notification accepted by the push service",
+            Self::NotSubscribed => "Device was not subscribed to push notifications",
+            Self::Dead => "The push service does not know the device any more",
+            Self::Refused => "The push service refused the test notification",
+            Self::Unreachable => "The push service cannot be reached at the moment",
+        }
+    }
+}
+
+/// What Web Push needs at the door.
+pub struct WebPush {
+    /// 87 characters.
+    pub vapid_public_key: String,
+    pub guard: Guard,
 }
 
 /// The wish could not be stored now; a repetition may succeed.
@@ -98,6 +145,9 @@ pub trait Subscriptions: Send + Sync + 'static {
 
     /// `true` if there was such a subscription.
     fn unsubscribe(&self, wish: Unsubscription) -> impl Future<Output = Result<bool, Unavailable>> + Send;
+
+    /// Sends one wakeup now and says what its provider answered.
+    fn test(&self, wish: TestWish) -> impl Future<Output = Result<Tested, Unavailable>> + Send;
 }
 
 /// Unix seconds.
@@ -109,6 +159,7 @@ pub struct Http<S> {
     pub onion_key: Secret<[u8; 32]>,
     /// The services on offer. One whose provider is down stays on offer: its wakeups wait in the outbox.
     pub services: Vec<Service>,
+    pub web_push: Option<WebPush>,
     pub subscriptions: S,
     pub clock: Clock,
 }
@@ -164,16 +215,20 @@ impl<S: Subscriptions> State<S> {
             settings,
             onion_key,
             services,
+            web_push,
             subscriptions,
             clock,
         } = http;
         let start = std::time::Instant::now();
+        let vapid_public_key = web_push.as_ref().map(|web_push| web_push.vapid_public_key.as_str());
         Self {
-            info: info::info(&x25519_public(&onion_key), &services),
+            info: info::info(&x25519_public(&onion_key), &services, vapid_public_key),
             desk: Desk {
                 subscriptions,
                 services,
                 clock,
+                guard: web_push.map(|web_push| web_push.guard),
+                tests: SourceLimit::every(TEST_EVERY, TEST_BURST, start),
             },
             onion_key,
             body_limit: settings.body_limit,
@@ -393,6 +448,9 @@ const fn default_connections() -> NonZeroUsize {
     NonZeroUsize::new(4096).expect("4,096 is not zero")
 }
 
+/// Tests of one account: three at once, and one more each minute.
+const TEST_EVERY: Duration = Duration::from_secs(60);
+const TEST_BURST: NonZeroU32 = NonZeroU32::new(3).expect("3 is not zero");
 /// The text with which upstream meant to answer.
 const INVALID_ONION: &str = "Invalid v4 onion request";
 const ONION: &str = "onion";

@@ -1,8 +1,9 @@
 //! The program: arguments, exit code, and the runtime that everything else lives in.
 #![forbid(unsafe_code)]
 
-use quietline_notifier::command::{self, Command, Exit};
+use quietline_notifier::command::{self, Command, Exit, PushOnce};
 use quietline_notifier::{app, settings};
+use quietline_shared::service::lifecycle;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -13,13 +14,43 @@ fn main() -> ExitCode {
         Err(help) => help.exit(),
     };
     let (mut out, mut errors) = (io::stdout(), io::stderr());
+    if let Err(fault) = lifecycle::keep_memory_private() {
+        let _ = writeln!(errors, "warning: core dumps cannot be forbidden: {fault}");
+    }
     let end = match command {
         Command::Run { settings } => run(&settings, &mut errors),
         Command::Check { settings } => command::check(&settings, settings::read, &mut out, &mut errors),
         Command::Keygen(wish) => command::keygen(&wish, &mut out, &mut errors),
+        Command::Push(wish) => push(&wish, &mut out, &mut errors),
     };
     // An output that is closed leaves nobody to tell.
     end.unwrap_or(Exit::Failed).into()
+}
+
+fn push(wish: &PushOnce, out: &mut dyn Write, errors: &mut dyn Write) -> io::Result<Exit> {
+    let dispatch = match settings::read(&wish.settings) {
+        Ok((settings, _)) => settings.dispatch,
+        Err(faults) => return command::report_faults(&faults, errors),
+    };
+    let token = match command::read_token(wish, &mut io::stdin()) {
+        Ok(Some(token)) => token,
+        Ok(None) => {
+            writeln!(errors, "the token is none of {}", wish.service.name())?;
+            return Ok(Exit::Failed);
+        }
+        Err(fault) => {
+            writeln!(errors, "the token cannot be read: {}", fault.kind())?;
+            return Ok(Exit::Failed);
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match runtime.block_on(app::push_once(&dispatch, wish.service, &token)) {
+        Ok(outcome) => command::report_push(wish.service, &outcome, out),
+        Err(fault) => {
+            writeln!(errors, "{fault}")?;
+            Ok(Exit::BadSettings)
+        }
+    }
 }
 
 fn run(path: &Path, errors: &mut dyn Write) -> io::Result<Exit> {

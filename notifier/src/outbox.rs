@@ -19,7 +19,8 @@ use futures_util::future::BoxFuture;
 use journal::{Done, Finished, Journal};
 use load::{Loaded, load};
 use notifier_core::account::Service;
-use notifier_core::outbox::{self as core, Effect, EntryId, Outbox, Outcome, Push, PushId, RetryReason, Write};
+use notifier_core::lane::LaneSettings;
+use notifier_core::outbox::{self as core, Effect, EntryId, Outbox, Outcome, Push, PushId, Write};
 use notifier_core::seal::Sealed;
 use notifier_core::seeded::Seed;
 use serde::Deserialize;
@@ -74,11 +75,10 @@ impl OutboxFile {
         let mut settings = core::OutboxSettings {
             max_entries: self.settings.max_entries,
             memory: self.settings.memory,
-            concurrency: [0; 3],
-            ..core::OutboxSettings::default()
+            lanes: [LaneSettings::ABSENT; Service::COUNT],
         };
         for lane in &lanes {
-            settings.set_concurrency(lane.service, lane.concurrency);
+            settings.set_lane(lane.service, lane.settings);
         }
         let now_ms = unix_ms();
         let clock = SteadyClock::new(Instant::now(), now_ms);
@@ -129,8 +129,8 @@ impl OutboxFile {
 #[derive(Debug)]
 pub struct Lane {
     pub service: Service,
-    /// Pushes under way at once. The channel must hold as many.
-    pub concurrency: u32,
+    /// The channel must hold as many pushes as may be under way at once.
+    pub settings: LaneSettings,
     pub pushes: mpsc::Sender<Push>,
 }
 
@@ -312,11 +312,8 @@ impl Driver {
         let id = push.id;
         let lane = self.lanes.iter().find(|lane| lane.service == push.sealed.service);
         if lane.is_none_or(|lane| lane.pushes.try_send(push).is_err()) {
-            // The channel holds as many as may be under way, so it is closed: its dispatch has ended before us.
-            let outcome = Outcome::Retry {
-                after: None,
-                reason: RetryReason::Connection,
-            };
+            // The channel holds as many as may be under way: its dispatch has ended before us, or is stuck.
+            let outcome = Outcome::Held { pause: HELD };
             self.machine.handle_outcome(id, outcome, now_ms, self.random.number());
         }
     }
@@ -538,6 +535,9 @@ const TICK: Duration = Duration::from_secs(2);
 
 /// Before a failed read is tried again.
 const LOAD_PAUSE: Duration = Duration::from_secs(1);
+
+/// Before a lane whose dispatch takes nothing is asked again.
+const HELD: Duration = Duration::from_secs(1);
 
 const SOON: Duration = Duration::from_millis(2);
 

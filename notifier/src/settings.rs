@@ -2,12 +2,12 @@
 //!
 //! In: a path. Out: [`Settings`] with every key read, or every fault. Never: prints what a secret file holds.
 
-use crate::dispatch::{Apns, ApnsSettings, DispatchSettings, Fcm, SettingsFault};
+use crate::dispatch::{Apns, ApnsSettings, DispatchSettings, Fcm, Huawei, SettingsFault, Webpush};
 use crate::outbox::OutboxSettings;
 use crate::store::StoreSettings;
 use crate::watcher::nodes::SeedSource;
 use crate::{http, store, watcher};
-use notifier_core::account::Service;
+use notifier_core::account::{Namespace, Service};
 use notifier_core::confirm::ConfirmSettings;
 use notifier_core::fanout::DedupeSettings;
 use notifier_core::seal::{Padding, SealSettings};
@@ -99,10 +99,12 @@ impl Default for FanoutSettings {
 }
 
 /// `[seal]`
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct SealSection {
     padding: PaddingName,
+    high_priority_namespaces: Vec<i16>,
+    calls_first: bool,
     skip_typing: bool,
     skip_too_long_config: bool,
 }
@@ -118,6 +120,8 @@ impl Default for SealSection {
     fn default() -> Self {
         Self {
             padding: PaddingName::TwoClasses,
+            high_priority_namespaces: vec![0, 11],
+            calls_first: true,
             skip_typing: true,
             skip_too_long_config: true,
         }
@@ -186,6 +190,8 @@ pub fn read(path: &Path) -> Result<(Settings, Warnings), Faults> {
                     PaddingName::TwoClasses => Padding::TwoClasses,
                     PaddingName::Upstream => Padding::Upstream,
                 },
+                high_priority_namespaces: seal.high_priority_namespaces.into_iter().map(Namespace).collect(),
+                calls_first: seal.calls_first,
                 skip_typing: seal.skip_typing,
                 skip_too_long_config: seal.skip_too_long_config,
             },
@@ -225,10 +231,20 @@ fn provider_faults(dispatch: &DispatchSettings) -> Vec<SettingsFault> {
         .firebase
         .as_ref()
         .and_then(|section| Fcm::new(section, dispatch.timeout).err());
+    let huawei = dispatch
+        .huawei
+        .as_ref()
+        .and_then(|section| Huawei::new(section, dispatch.timeout).err());
+    let webpush = dispatch
+        .webpush
+        .as_ref()
+        .and_then(|section| Webpush::new(section).err());
     [
         apns(Service::Apns, &dispatch.apns),
         apns(Service::ApnsSandbox, &dispatch.apns_sandbox),
         firebase,
+        huawei,
+        webpush,
     ]
     .into_iter()
     .flatten()

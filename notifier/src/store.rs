@@ -6,7 +6,7 @@
 pub mod sqlite;
 
 use futures_util::future::BoxFuture;
-use notifier_core::subscription::{DeviceId, Subscription};
+use notifier_core::subscription::{DeviceId, Subaccount, Subscription};
 use quietline_shared::crypto::keyed_hash_32;
 use quietline_shared::redact::Secret;
 use serde::Deserialize;
@@ -55,6 +55,8 @@ pub enum Put {
     Unchanged,
     /// A newer signature was there, and stays.
     KeptNewer,
+    /// Not stored: the signer used a binding before, and this subscription has none.
+    BindingRequired,
 }
 
 /// Why the store could not do it. The names are metric labels.
@@ -131,7 +133,24 @@ impl LookupKey {
     fn lookup(&self, device: &DeviceId) -> Lookup {
         keyed_hash_32(
             &self.0,
-            &[device.account.expose(), &[device.service.code()], device.token.expose()],
+            &[
+                device.account.expose(),
+                &[device.service.code()],
+                device.token.identity(device.service),
+            ],
+        )
+    }
+
+    /// The name of the mark of who signed: the account's own key, or a delegate's.
+    fn binding_mark(&self, subscription: &Subscription) -> Lookup {
+        let delegate = subscription.subaccount.as_ref().map(Subaccount::delegate);
+        keyed_hash_32(
+            &self.0,
+            &[
+                b"binding",
+                subscription.device.account.expose(),
+                delegate.map_or(&[], <[u8; 32]>::as_slice),
+            ],
         )
     }
 }

@@ -253,6 +253,7 @@ fn subscription(number: u32) -> Subscription {
         sig_ts: NOW,
         signature: [0; 64],
         enc_key: Secret::new([9; 32]),
+        is_bound: false,
     }
 }
 

@@ -101,10 +101,33 @@ pub enum Service {
     Apns = 1,
     ApnsSandbox = 2,
     Firebase = 3,
+    /// Web Push (RFC 8030), UnifiedPush among it.
+    Webpush = 4,
+    Huawei = 5,
 }
 
 impl Service {
-    pub const ALL: [Self; 3] = [Self::Apns, Self::ApnsSandbox, Self::Firebase];
+    pub const ALL: [Self; 5] = [
+        Self::Apns,
+        Self::ApnsSandbox,
+        Self::Firebase,
+        Self::Webpush,
+        Self::Huawei,
+    ];
+
+    /// How many there are; what is kept for each is an array of so many, in the order of [`Self::ALL`].
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// Its place in [`Self::ALL`].
+    pub const fn place(self) -> usize {
+        match self {
+            Self::Apns => 0,
+            Self::ApnsSandbox => 1,
+            Self::Firebase => 2,
+            Self::Webpush => 3,
+            Self::Huawei => 4,
+        }
+    }
 
     /// Case counts, as upstream.
     pub fn from_name(name: &str) -> Option<Self> {
@@ -117,6 +140,8 @@ impl Service {
             Self::Apns => "apns",
             Self::ApnsSandbox => "apns-sandbox",
             Self::Firebase => "firebase",
+            Self::Huawei => "huawei",
+            Self::Webpush => "webpush",
         }
     }
 
@@ -130,13 +155,19 @@ impl Service {
     }
 }
 
-/// A provider's name for one device: for APNs 32 to 100 raw bytes (hex decoded), for FCM its text.
+/// A provider's name for one device: for APNs 32 to 100 raw bytes (hex decoded), for FCM and Huawei its text, for Web Push the
+/// reader's keys and the endpoint ([`PushEndpoint`](crate::endpoint::PushEndpoint)).
 ///
 /// The bytes are what the provider's own form decodes to, so that one device has one form.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DeviceToken(Private<Box<[u8]>>);
 
 impl DeviceToken {
+    /// The most bytes of any token.
+    pub const MAX: usize = 1_081;
+    /// Bytes of the reader's keys before a Web Push endpoint.
+    pub const WEB_PUSH_KEYS: usize = 81;
+
     pub fn new(bytes: impl Into<Box<[u8]>>) -> Self {
         Self(Private::new(bytes.into()))
     }
@@ -144,11 +175,33 @@ impl DeviceToken {
     pub fn expose(&self) -> &[u8] {
         self.0.expose()
     }
+
+    /// What tells one device from another. For Web Push the endpoint alone: keys that changed make no second device.
+    pub fn identity(&self, service: Service) -> &[u8] {
+        Self::identity_of(service, self.expose())
+    }
+
+    /// As [`identity`](Self::identity), of a token's bytes.
+    pub fn identity_of(service: Service, token: &[u8]) -> &[u8] {
+        match service {
+            Service::Webpush => token.get(Self::WEB_PUSH_KEYS..).unwrap_or(token),
+            Service::Apns | Service::ApnsSandbox | Service::Firebase | Service::Huawei => token,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn services_have_their_places_and_numbers() {
+        for (place, service) in Service::ALL.into_iter().enumerate() {
+            assert_eq!(service.place(), place);
+            assert_eq!(Service::from_code(service.code()), Some(service));
+            assert_eq!(Service::from_name(service.name()), Some(service));
+        }
+    }
 
     #[test]
     fn namespaces_must_ascend_and_not_be_empty() {

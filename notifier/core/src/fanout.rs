@@ -233,7 +233,9 @@ impl Index {
         }
         let watch_changed = *self.namespaces.set(slot.namespaces) != subscription.namespaces
             || slot.want_data != subscription.want_data;
-        let key_changed = slot.view().enc_key != subscription.enc_key.expose();
+        let view = slot.view();
+        let key_changed =
+            view.enc_key != subscription.enc_key.expose() || view.token != subscription.device.token.expose();
         let old = slot.namespaces;
         let namespaces = self.namespaces.take(&subscription.namespaces);
         self.namespaces.give_back(old);
@@ -403,7 +405,8 @@ impl Slot {
     }
 
     fn is(&self, device: &DeviceId) -> bool {
-        self.service == device.service && self.view().token == device.token.expose()
+        self.service == device.service
+            && DeviceToken::identity_of(self.service, self.view().token) == device.token.identity(self.service)
     }
 }
 
@@ -517,6 +520,7 @@ mod tests {
         assert_eq!(index.upsert(&without_data), Upserted::Changed { watch_changed: true });
         let key = Subscription {
             enc_key: Secret::new([8; 32]),
+            is_bound: false,
             want_data: false,
             ..subscription(1, b"one", &[0, 1], NOW + 4)
         };
@@ -719,6 +723,7 @@ mod tests {
             sig_ts,
             signature: [0; 64],
             enc_key: Secret::new([9; 32]),
+            is_bound: false,
         }
     }
 

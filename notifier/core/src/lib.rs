@@ -5,6 +5,7 @@
 
 pub mod seeded;
 pub mod account;
+pub mod endpoint;
 pub mod subscription;
 pub mod swarm;
 pub mod omq;
@@ -13,4 +14,6 @@ pub mod event;
 pub mod confirm;
 pub mod fanout;
 pub mod seal;
+pub mod lane;
 pub mod outbox;
+pub mod webpush;

@@ -11,23 +11,23 @@
 //! - A service has a lane of its own: what one provider does slows no other.
 //! - Within a lane the more valuable class goes first, within a class the older entry.
 //! - Nothing is sent before it is on disk, nor at or after its deadline.
+//! - Of wakeups without a body one is as good as another: a newer one takes the place of one that waits for the same token.
 //! - Bodies beyond `memory` wait on disk and are asked for shortly before their turn.
 
+mod backlog;
 mod counters;
 mod entries;
-mod lane;
-mod outcome;
 mod queue;
 
+pub use crate::lane::{LaneSettings, LaneState, Outcome, Refusal, RetryReason, Scope};
 pub use counters::{DropReason, LaneCounters};
-pub use lane::LaneState;
-pub use outcome::{Outcome, Refusal, RetryReason, Scope};
 
 use crate::account::{DeviceToken, Service};
 use crate::seal::{Class, Sealed};
 use crate::seeded::Seed;
+use backlog::Backlog;
 use entries::Entries;
-use lane::Lane;
+use hashbrown::HashTable;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -126,6 +126,8 @@ pub enum Effect {
     LaneStopped(Service),
     /// The credential works again.
     LaneResumed(Service),
+    /// A push came to no outcome: whoever had it is stuck. It is sent again.
+    LaneStalled(Service),
 }
 
 /// Why a wakeup is not taken. The names are metric labels.
@@ -155,10 +157,8 @@ pub struct OutboxSettings {
     pub max_entries: usize,
     /// Bytes of wakeup bodies kept in memory.
     pub memory: usize,
-    /// Pushes under way at once by service; 0 = the service is not on offer.
-    pub concurrency: [u32; 3],
-    /// A lane rests after so many failures to reach the provider with no answer between them.
-    pub breaker_failures: u32,
+    /// By [`Service::place`].
+    pub lanes: [LaneSettings; Service::COUNT],
 }
 
 impl Default for OutboxSettings {
@@ -166,16 +166,15 @@ impl Default for OutboxSettings {
         Self {
             max_entries: 1_000_000,
             memory: 64 << 20,
-            concurrency: [1000, 1000, 500],
-            breaker_failures: 8,
+            lanes: [LaneSettings::with_concurrency(1_000); Service::COUNT],
         }
     }
 }
 
 impl OutboxSettings {
-    pub fn set_concurrency(&mut self, service: Service, pushes: u32) {
-        if let Some(concurrency) = self.concurrency.get_mut(lane_of(service)) {
-            *concurrency = pushes;
+    pub fn set_lane(&mut self, service: Service, settings: LaneSettings) {
+        if let Some(lane) = self.lanes.get_mut(service.place()) {
+            *lane = settings;
         }
     }
 }
@@ -184,7 +183,7 @@ impl OutboxSettings {
 pub const fn lifetime(service: Service) -> Duration {
     match service {
         Service::Apns | Service::ApnsSandbox => Duration::from_secs(3600),
-        Service::Firebase => Duration::from_secs(24 * 3600),
+        Service::Firebase | Service::Webpush | Service::Huawei => Duration::from_secs(24 * 3600),
     }
 }
 
@@ -194,12 +193,14 @@ pub struct Outbox {
     seed: Seed,
     next_id: i64,
     entries: Entries,
-    lanes: [Lane; 3],
+    lanes: [Backlog; Service::COUNT],
     /// Entries that are tried again at a time of their own.
     retries: BTreeSet<(i64, entries::Place)>,
     /// Tokens that get too many, and the one entry of each that is kept.
     resting_tokens: HashMap<u64, queue::Resting, Seed>,
     token_ends: BTreeSet<(i64, u64)>,
+    /// Of each token the one wakeup of [`Class::TooLong`] that waits: a newer one takes its place. By the tokens' hash.
+    too_long: HashTable<entries::Place>,
     /// Whose turn it is among the lanes.
     turn: usize,
     writes: VecDeque<Write>,
@@ -209,9 +210,8 @@ pub struct Outbox {
 impl Outbox {
     /// `next_id`: beyond every id that the file ever had.
     pub fn new(settings: OutboxSettings, seed: Seed, next_id: EntryId) -> Self {
-        let lanes = settings
-            .concurrency
-            .map(|pushes| Lane::new(pushes, settings.breaker_failures));
+        let lanes =
+            std::array::from_fn(|place| Backlog::new(settings.lanes.get(place).unwrap_or(&LaneSettings::ABSENT)));
         Self {
             settings,
             seed,
@@ -221,6 +221,7 @@ impl Outbox {
             retries: BTreeSet::new(),
             resting_tokens: HashMap::with_hasher(seed),
             token_ends: BTreeSet::new(),
+            too_long: HashTable::new(),
             turn: 0,
             writes: VecDeque::new(),
             effects: VecDeque::new(),
@@ -251,27 +252,32 @@ impl Outbox {
 
     /// Pushes under way.
     pub fn in_flight(&self, service: Service) -> u32 {
-        self.lane(service).in_flight
+        self.backlog(service).lane.in_flight()
     }
 
     /// Pushes that may be under way at once; falls below the setting while the provider complains.
     pub fn limit(&self, service: Service) -> u32 {
-        self.lane(service).limit()
+        self.backlog(service).lane.limit()
+    }
+
+    /// Pushes a second that may go now; falls below the setting while the provider complains.
+    pub fn rate(&self, service: Service) -> u32 {
+        self.backlog(service).lane.rate()
     }
 
     pub fn lane_state(&self, service: Service, now_ms: i64) -> LaneState {
-        self.lane(service).state(now_ms)
+        self.backlog(service).lane.state(now_ms)
     }
 
     /// Entries that wait for their turn. Those under way or waiting to be tried again are not in it.
     pub fn queued(&self, service: Service, class: Class) -> usize {
-        let lane = self.lane(service);
-        let count = |lists: &[entries::List; 4]| lists.get(class_of(class)).map_or(0, entries::List::len);
-        count(&lane.hot) + count(&lane.cold)
+        let backlog = self.backlog(service);
+        let count = |lists: &[entries::List]| lists.get(class_of(class)).map_or(0, entries::List::len);
+        count(&backlog.hot) + count(&backlog.cold)
     }
 
     pub fn counters(&self, service: Service) -> &LaneCounters {
-        &self.lane(service).counters
+        &self.backlog(service).counters
     }
 
     /// Bytes on the heap for keeping the entries, without bodies.
@@ -279,8 +285,8 @@ impl Outbox {
         self.entries.memory()
     }
 
-    fn lane(&self, service: Service) -> &Lane {
-        &self.lanes[lane_of(service)]
+    fn backlog(&self, service: Service) -> &Backlog {
+        &self.lanes[service.place()]
     }
 }
 
@@ -289,14 +295,6 @@ impl std::fmt::Debug for Outbox {
         f.debug_struct("Outbox")
             .field("entries", &self.len())
             .finish_non_exhaustive()
-    }
-}
-
-const fn lane_of(service: Service) -> usize {
-    match service {
-        Service::Apns => 0,
-        Service::ApnsSandbox => 1,
-        Service::Firebase => 2,
     }
 }
 

@@ -2,9 +2,12 @@
 //!
 //! In: a `MessageEvent`, a device's key, randomness. Out: `Sealed`. Never: keeps the text.
 
-use crate::account::{DeviceToken, Namespace, Service};
+use crate::account::{AccountId, DeviceToken, MessageHash, Namespace, Service};
 use crate::event::MessageEvent;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use quietline_shared::crypto::xchacha_seal;
+use std::sync::Arc;
 
 mod payload;
 mod row;
@@ -45,16 +48,38 @@ pub fn seal(
         token: device.token.clone(),
         body,
         fallback,
-        // A call rings with or without its text.
-        class: if has_body || occasion == Occasion::Call {
-            occasion.class()
-        } else {
-            Class::TooLong
-        },
-        priority: occasion.priority(),
+        class: settings.class(occasion, event.namespace, has_body),
+        priority: settings.priority(occasion, event.namespace),
         expires_at_ms: event.expiry_ms,
     })
 }
+
+/// A wakeup that somebody asked for, to see that wakeups arrive. A client takes it for a message that it has to fetch, and finds none.
+///
+/// `random` is fresh for every call: the name of a message that is none, and the nonces.
+pub fn trial(account: AccountId, device: DeviceView<'_>, padding: Padding, now_ms: i64, random: [u8; 80]) -> Sealed {
+    let mut name = [0; 32];
+    let mut nonces = [0; 48];
+    let (first, rest) = random.split_at(name.len());
+    name.copy_from_slice(first);
+    nonces.copy_from_slice(rest);
+    let event = MessageEvent {
+        account,
+        hash: MessageHash::from_slice(STANDARD_NO_PAD.encode(name).as_bytes()).expect("43 characters are a hash"),
+        namespace: Namespace(0),
+        timestamp_ms: now_ms,
+        expiry_ms: now_ms.saturating_add(TRIAL_LIFE_MS),
+        body: None,
+    };
+    let settings = SealSettings {
+        padding,
+        ..SealSettings::default()
+    };
+    seal(&event, device, &settings, nonces).expect("a message is never suppressed")
+}
+
+/// Longer than any call, so that it is none.
+const TRIAL_LIFE_MS: i64 = 600_000;
 
 fn two_nonces(random: &[u8; 48]) -> [[u8; 24]; 2] {
     let mut nonces = [[0; 24]; 2];
@@ -72,9 +97,14 @@ pub struct DeviceView<'a> {
 }
 
 /// Section `[seal]` of the settings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SealSettings {
     pub padding: Padding,
+    /// Whose messages show something: they wake with high priority, everything else with normal. FCM demotes an app whose
+    /// high-priority pushes show nothing.
+    pub high_priority_namespaces: Arc<[Namespace]>,
+    /// Calls are worth more than messages: they go first, and are the last to be shed.
+    pub calls_first: bool,
     /// Do not wake a phone because somebody is typing.
     pub skip_typing: bool,
     /// Do not wake a phone for a configuration message that is too long to be carried.
@@ -85,9 +115,36 @@ impl Default for SealSettings {
     fn default() -> Self {
         Self {
             padding: Padding::TwoClasses,
+            high_priority_namespaces: Arc::new([Namespace(0), Namespace(11)]),
+            calls_first: true,
             skip_typing: true,
             skip_too_long_config: true,
         }
+    }
+}
+
+impl SealSettings {
+    fn class(&self, occasion: Occasion, namespace: Namespace, has_body: bool) -> Class {
+        match occasion {
+            // It rings with or without its text.
+            Occasion::Call if self.calls_first => Class::Call,
+            _ if !has_body => Class::TooLong,
+            Occasion::Typing => Class::Quiet,
+            _ if self.shows(namespace) => Class::Visible,
+            _ => Class::Quiet,
+        }
+    }
+
+    fn priority(&self, occasion: Occasion, namespace: Namespace) -> Priority {
+        match occasion {
+            Occasion::Typing => Priority::Normal,
+            _ if self.shows(namespace) => Priority::High,
+            _ => Priority::Normal,
+        }
+    }
+
+    fn shows(&self, namespace: Namespace) -> bool {
+        self.high_priority_namespaces.contains(&namespace)
     }
 }
 
@@ -186,8 +243,6 @@ enum Occasion {
     Typing,
     Call,
     Message,
-    /// A message namespace of clients to come: nothing is known of it.
-    Other,
     Config,
 }
 
@@ -195,9 +250,8 @@ impl Occasion {
     fn of(event: &MessageEvent) -> Self {
         match event.namespace {
             Namespace(0) => Self::of_life(event.expiry_ms.saturating_sub(event.timestamp_ms)),
-            Namespace(11) => Self::Message,
             Namespace(2..=5 | 12..=14 | -11) => Self::Config,
-            _ => Self::Other,
+            _ => Self::Message,
         }
     }
 
@@ -208,22 +262,6 @@ impl Occasion {
             Self::Call
         } else {
             Self::Message
-        }
-    }
-
-    fn class(self) -> Class {
-        match self {
-            Self::Call => Class::Call,
-            Self::Message => Class::Visible,
-            Self::Typing | Self::Config | Self::Other => Class::Quiet,
-        }
-    }
-
-    /// FCM demotes an app whose high-priority pushes show nothing.
-    fn priority(self) -> Priority {
-        match self {
-            Self::Call | Self::Message => Priority::High,
-            Self::Typing | Self::Config | Self::Other => Priority::Normal,
         }
     }
 }
@@ -319,6 +357,21 @@ mod tests {
     }
 
     #[test]
+    fn a_trial_is_as_urgent_as_a_message_and_as_long_as_the_smallest() {
+        let token = DeviceToken::new(*b"token");
+        let made = trial(
+            AccountId::new([5; 33]),
+            device(&token),
+            Padding::TwoClasses,
+            1_000,
+            [7; 80],
+        );
+        assert_eq!((made.class, made.priority), (Class::TooLong, Priority::High));
+        assert_eq!((made.body.len(), made.expires_at_ms), (40 + 512, 601_000));
+        assert!(contains(&open(&made.body), b"1:@66:0505"));
+    }
+
+    #[test]
     fn only_messages_are_visible_and_urgent() {
         for namespace in [2, 3, 4, 5, 12, 13, 14, -11, 1, 21, -400] {
             let sealed = wake(&event(namespace, 20_000, Some(5))).unwrap();
@@ -329,6 +382,36 @@ mod tests {
             );
         }
         assert_eq!(wake(&event(11, 20_000, Some(5))).unwrap().priority, Priority::High);
+    }
+
+    #[test]
+    fn what_shows_something_is_a_setting() {
+        let settings = SealSettings {
+            high_priority_namespaces: Arc::new([Namespace(11), Namespace(21)]),
+            ..SealSettings::default()
+        };
+        let token = DeviceToken::new(*b"token");
+        for (namespace, expected) in [
+            (21, (Class::Visible, Priority::High)),
+            (11, (Class::Visible, Priority::High)),
+            (0, (Class::Quiet, Priority::Normal)),
+        ] {
+            let sealed = seal(&event(namespace, HOUR, Some(5)), device(&token), &settings, [0; 48]).unwrap();
+            assert_eq!((sealed.class, sealed.priority), expected, "namespace {namespace}");
+        }
+    }
+
+    #[test]
+    fn calls_go_with_the_messages_where_the_operator_wants_it() {
+        let settings = SealSettings {
+            calls_first: false,
+            ..SealSettings::default()
+        };
+        let token = DeviceToken::new(*b"token");
+        for (body, expected) in [(Some(5), Class::Visible), (None, Class::TooLong)] {
+            let sealed = seal(&event(0, 60_000, body), device(&token), &settings, [0; 48]).unwrap();
+            assert_eq!((sealed.class, sealed.priority), (expected, Priority::High));
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! From a request's JSON to a signed, fresh, sorted subscription.
 //!
-//! In: the JSON text of `/subscribe` or `/unsubscribe`, the clock. Out: `Subscription`s, `Unsubscription`s and errors, item
-//! by item. Never: stores, or answers HTTP.
+//! In: the JSON text of `/subscribe`, `/unsubscribe` or `/test`, the clock. Out: `Subscription`s, `Unsubscription`s, `TestWish`es and
+//! errors, item by item. Never: stores, or answers HTTP.
 
 use crate::account::{AccountId, DeviceToken, NamespaceSet, Service};
 use quietline_shared::redact::Secret;
@@ -15,7 +15,7 @@ mod signature;
 
 pub use error::{ErrorKind, ItemError, ServiceName};
 pub use monitor::minimal_cover;
-pub use row::RowError;
+pub use row::{BINDING_MARK, RowError};
 
 use fields::Fields;
 use signature::Signer;
@@ -66,6 +66,10 @@ pub fn subscribe(
     let enc_key = Secret::new(fields.bytes("enc_key")?);
     let namespaces = fields.namespaces("namespaces")?;
     let want_data = fields.flag("data")?;
+    let binding = match fields.optional("binding") {
+        Some(_) => Some(fields.bytes("binding")?),
+        None => None,
+    };
 
     let device = device(signer.account, service_name, service_info, on_offer)?;
     let namespaces = fields::sorted(namespaces)?;
@@ -74,6 +78,9 @@ pub fn subscribe(
         &signature::monitor_text(&signer.account, sig_ts, want_data, &namespaces),
         &signature,
     )?;
+    if let Some(binding) = &binding {
+        signer.verify_binding(&signature::binding_text(&device, &enc_key, sig_ts), binding)?;
+    }
     Ok(Subscription {
         device,
         session_ed25519: signer.session_ed25519,
@@ -83,6 +90,7 @@ pub fn subscribe(
         sig_ts,
         signature,
         enc_key,
+        is_bound: binding.is_some(),
     })
 }
 
@@ -92,6 +100,31 @@ pub fn unsubscribe(
     now: i64,
     on_offer: &dyn Fn(&str) -> Option<Service>,
 ) -> Result<Unsubscription, ItemError> {
+    let device = signed_device(item, now, on_offer, signature::unsubscribe_text)?;
+    Ok(Unsubscription { device })
+}
+
+/// One item of `/test`: as `/unsubscribe`, with a text of its own.
+pub fn test(item: &Value, now: i64, on_offer: &dyn Fn(&str) -> Option<Service>) -> Result<TestWish, ItemError> {
+    let device = signed_device(item, now, on_offer, signature::test_text)?;
+    Ok(TestWish { device })
+}
+
+/// A device's token from a text, as an operator has it: what stands in `token`, or the JSON of a Web Push subscription.
+pub fn token_of_text(service: Service, text: &str) -> Result<DeviceToken, ItemError> {
+    let info = match service {
+        Service::Webpush => serde_json::from_str(text).map_err(|_| ItemError::InvalidJson)?,
+        _ => serde_json::json!({ "token": text }),
+    };
+    fields::device_token(service, &info)
+}
+
+fn signed_device(
+    item: &Value,
+    now: i64,
+    on_offer: &dyn Fn(&str) -> Option<Service>,
+    text: fn(&AccountId, i64) -> String,
+) -> Result<DeviceId, ItemError> {
     let fields = Fields::of(item)?;
     let signer = Signer::parse(&fields)?;
     let signature = fields.bytes("signature")?;
@@ -103,8 +136,8 @@ pub fn unsubscribe(
     if now.saturating_sub(sig_ts).unsigned_abs() > UNSUBSCRIBE_WINDOW_SECONDS.unsigned_abs() {
         return Err(ItemError::UnsubscribeTimeOutsideWindow);
     }
-    signer.verify(&signature::unsubscribe_text(&signer.account, sig_ts), &signature)?;
-    Ok(Unsubscription { device })
+    signer.verify(&text(&signer.account, sig_ts), &signature)?;
+    Ok(device)
 }
 
 /// One device of one account, as its owner signed it.
@@ -120,6 +153,8 @@ pub struct Subscription {
     pub signature: [u8; 64],
     /// XChaCha20-Poly1305 key of this device's wakeups.
     pub enc_key: Secret<[u8; 32]>,
+    /// The request carried a `binding`. Not in the row: what follows from it is a mark beside the rows.
+    pub is_bound: bool,
 }
 
 /// What makes a subscription unique: a renewal with the same three values replaces the old one.
@@ -135,6 +170,14 @@ pub struct DeviceId {
 pub struct Subaccount {
     pub tag: [u8; 36],
     pub signature: [u8; 64],
+}
+
+impl Subaccount {
+    /// The delegate's Ed25519 key.
+    pub fn delegate(&self) -> &[u8; 32] {
+        let [_, _, _, _, delegate @ ..] = &self.tag;
+        delegate
+    }
 }
 
 /// Its keys and signatures name the account as well as its id does.
@@ -153,6 +196,12 @@ impl std::fmt::Debug for Subaccount {
 /// A verified wish to stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unsubscription {
+    pub device: DeviceId,
+}
+
+/// A verified wish for a test wakeup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TestWish {
     pub device: DeviceId,
 }
 
@@ -204,6 +253,7 @@ pub const MAX_ITEMS: usize = 1_000;
 mod tests {
     use super::*;
     use crate::account::Namespace;
+    use ed25519_dalek::{Signer as _, SigningKey};
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -291,6 +341,122 @@ mod tests {
             assert_eq!(outcome(outside), ItemError::UnsubscribeTimeOutsideWindow);
             assert_eq!(outcome(outside).kind(), ErrorKind::Clock);
         }
+    }
+
+    /// A group whose key is made of a fixed seed, so that its id is known too.
+    fn group(seed: u8) -> (SigningKey, String) {
+        let key = SigningKey::from_bytes(&[seed; 32]);
+        let account = format!("03{}", hex::encode(key.verifying_key().as_bytes()));
+        (key, account)
+    }
+
+    fn signed(key: &SigningKey, text: &str) -> String {
+        hex::encode(key.sign(text.as_bytes()).to_bytes())
+    }
+
+    fn bound_request(binding: Value) -> Value {
+        let (key, account) = group(1);
+        json!({
+            "pubkey": account, "sig_ts": NOW, "signature": signed(&key, &format!("MONITOR{account}{NOW}10")),
+            "service": "firebase", "service_info": { "token": "token:1" }, "enc_key": "ab".repeat(32), "namespaces": [0],
+            "data": true, "binding": binding,
+        })
+    }
+
+    /// The example of docs/clients.md, byte for byte.
+    #[test]
+    fn a_binding_signs_account_time_service_token_and_key() {
+        let (key, account) = group(1);
+        let text = format!(
+            "BINDING{account}{NOW}firebase{}{}",
+            "13dfa5ce39565af499f9289fa8f359cd4c568df68cbb6aeca1c9ec111912513d",
+            "ab".repeat(32)
+        );
+        let device = DeviceId {
+            account: AccountId::from_slice(&hex::decode(&account).unwrap()).unwrap(),
+            service: Service::Firebase,
+            token: DeviceToken::new(*b"token:1"),
+        };
+        assert_eq!(signature::binding_text(&device, &Secret::new([0xab; 32]), NOW), text);
+        let binding = signed(&key, &text);
+        assert_eq!(
+            binding,
+            "92cc40e75b38040d902d73a1e6b7ad1a5bca72a4a84f8ae267e34d36eab72b56\
+             7e520089bff4d8924f45254568cb9e27fdf1a4b6d3f243bc8570e1170fe17a0f"
+        );
+        let made = subscribe(&bound_request(json!(binding)), NOW, &Service::from_name).unwrap();
+        assert!(made.is_bound);
+        let without = subscribe(&bound_request(Value::Null), NOW, &Service::from_name).unwrap();
+        assert!(!without.is_bound);
+    }
+
+    #[test]
+    fn a_binding_for_another_token_key_time_or_service_is_refused() {
+        let (key, account) = group(1);
+        let token = hex::encode(quietline_shared::crypto::blake2b_256(&[b"token:1"]));
+        let other = hex::encode(quietline_shared::crypto::blake2b_256(&[b"token:2"]));
+        let (enc_key, later) = ("ab".repeat(32), NOW + 1);
+        for text in [
+            format!("BINDING{account}{NOW}firebase{other}{enc_key}"),
+            format!("BINDING{account}{NOW}firebase{token}{}", "ac".repeat(32)),
+            format!("BINDING{account}{later}firebase{token}{enc_key}"),
+            format!("BINDING{account}{NOW}apns{token}{enc_key}"),
+            format!("MONITOR{account}{NOW}10"),
+        ] {
+            let request = bound_request(json!(signed(&key, &text)));
+            let error = subscribe(&request, NOW, &Service::from_name).unwrap_err();
+            assert_eq!(error, ItemError::BindingNotSigned, "{text}");
+        }
+        for (binding, expected) in [(json!(5), ItemError::WrongType), (json!("ab"), ItemError::InvalidBytes)] {
+            let error = subscribe(&bound_request(binding), NOW, &Service::from_name).unwrap_err();
+            assert_eq!(error, expected);
+        }
+    }
+
+    #[test]
+    fn a_delegate_binds_with_its_own_key() {
+        let ((owner, account), (delegate, _)) = (group(1), group(2));
+        let tag = format!("03010000{}", hex::encode(delegate.verifying_key().as_bytes()));
+        let token = hex::encode(quietline_shared::crypto::blake2b_256(&[b"token:1"]));
+        let text = format!("BINDING{account}{NOW}firebase{token}{}", "ab".repeat(32));
+        let request = |binding: String| {
+            json!({
+                "pubkey": account, "sig_ts": NOW, "subaccount": tag,
+                "subaccount_sig": hex::encode(owner.sign(&hex::decode(&tag).unwrap()).to_bytes()),
+                "signature": signed(&delegate, &format!("MONITOR{account}{NOW}00")), "service": "firebase",
+                "service_info": { "token": "token:1" }, "enc_key": "ab".repeat(32), "namespaces": [0], "binding": binding,
+            })
+        };
+        let made = subscribe(&request(signed(&delegate, &text)), NOW, &Service::from_name).unwrap();
+        assert!(made.is_bound);
+        let error = subscribe(&request(signed(&owner, &text)), NOW, &Service::from_name).unwrap_err();
+        assert_eq!(error, ItemError::BindingNotSigned);
+    }
+
+    #[test]
+    fn a_wish_for_a_test_has_a_text_of_its_own() {
+        let (key, account) = group(1);
+        let request = |word: &str| {
+            json!({
+                "pubkey": account, "sig_ts": NOW, "signature": signed(&key, &format!("{word}{account}{NOW}")),
+                "service": "firebase", "service_info": { "token": "token:1" },
+            })
+        };
+        let wish = test(&request("TEST"), NOW, &Service::from_name).unwrap();
+        assert_eq!(wish.device.token.expose(), b"token:1");
+        let error = |result: Result<(), ItemError>| result.unwrap_err();
+        assert_eq!(
+            error(test(&request("UNSUBSCRIBE"), NOW, &Service::from_name).map(drop)),
+            ItemError::NotSigned
+        );
+        assert_eq!(
+            error(unsubscribe(&request("TEST"), NOW, &Service::from_name).map(drop)),
+            ItemError::NotSigned
+        );
+        assert_eq!(
+            error(test(&request("TEST"), NOW + 86_401, &Service::from_name).map(drop)),
+            ItemError::UnsubscribeTimeOutsideWindow
+        );
     }
 
     #[test]
@@ -464,6 +630,7 @@ mod tests {
             sig_ts,
             signature: [9; 64],
             enc_key: Secret::new([8; 32]),
+            is_bound: false,
         }
     }
 
@@ -498,6 +665,7 @@ mod tests {
                         sig_ts,
                         signature,
                         enc_key: Secret::new(enc_key),
+                        is_bound: false,
                     }
                 },
             )

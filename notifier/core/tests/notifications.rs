@@ -182,6 +182,7 @@ fn subscription(push: &Wakeup) -> Subscription {
         sig_ts: NOW,
         signature: [0; 64],
         enc_key: Secret::new(field(b"^").try_into().unwrap()),
+        is_bound: false,
     }
 }
 

@@ -6,14 +6,15 @@
 //! with what the store ends with; they run to their end even if the client has gone.
 
 use super::relay::{Command, Told};
+use super::trial::Trials;
 use super::unix_ms;
-use crate::http::{Stored, Subscriptions, Unavailable};
+use crate::http::{Stored, Subscriptions, Tested, Unavailable};
 use crate::store::{Put, SubscriptionStore};
 use crate::watcher::{self, RecordSource, RecordsUnavailable};
 use bytes::Bytes;
 use notifier_core::account::AccountId;
 use notifier_core::fanout::{Removed, Upserted};
-use notifier_core::subscription::{DeviceId, Subscription, Unsubscription, minimal_cover};
+use notifier_core::subscription::{DeviceId, Subscription, TestWish, Unsubscription, minimal_cover};
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
@@ -36,6 +37,7 @@ pub struct Desk {
     /// Devices in the index, kept by the relay.
     devices: Arc<AtomicUsize>,
     max_devices: usize,
+    trials: Trials,
 }
 
 /// Changes under way at once.
@@ -48,6 +50,7 @@ impl Desk {
         watcher: mpsc::Sender<watcher::Command>,
         devices: Arc<AtomicUsize>,
         max_devices: usize,
+        trials: Trials,
     ) -> Self {
         let order = (0..PLACES).map(|_| Mutex::new(())).collect();
         Self {
@@ -59,6 +62,7 @@ impl Desk {
             room: Arc::new(Semaphore::new(UNDER_WAY)),
             devices,
             max_devices,
+            trials,
         }
     }
 
@@ -101,8 +105,10 @@ impl Desk {
             Unavailable
         })?;
         metrics::counter!("store_put_total", "outcome" => put_label(put)).increment(1);
-        if put == Put::KeptNewer {
-            return Ok(Stored::Updated);
+        match put {
+            Put::KeptNewer => return Ok(Stored::Updated),
+            Put::BindingRequired => return Ok(Stored::BindingRequired),
+            Put::New | Put::Renewed | Put::Unchanged => {}
         }
         let (done, upserted) = oneshot::channel();
         self.relay
@@ -130,6 +136,7 @@ impl Desk {
             self.watcher.send(change).await.map_err(|_| Unavailable)?;
         }
         Ok(if put == Put::New {
+            self.trials.check(&device);
             Stored::Added
         } else {
             Stored::Updated
@@ -146,7 +153,7 @@ impl Desk {
         Ok(removed)
     }
 
-    async fn remove_dead(&self, device: &DeviceId, provider_time_ms: Option<i64>) {
+    pub async fn remove_dead(&self, device: &DeviceId, provider_time_ms: Option<i64>) {
         let _turn = self.turn(&device.account).await;
         let removed = match provider_time_ms {
             Some(since) => self.store.remove_if_older(device, since).await,
@@ -160,6 +167,18 @@ impl Desk {
             // Registered again since, or gone already.
             Ok(false) => {}
             Err(fault) => metrics::counter!("store_failed_total", "reason" => fault.label()).increment(1),
+        }
+    }
+
+    async fn test(&self, device: DeviceId) -> Result<Tested, Unavailable> {
+        let mut found = self.store.load(vec![device]).await.map_err(|fault| {
+            metrics::counter!("store_failed_total", "reason" => fault.label()).increment(1);
+            Unavailable
+        })?;
+        let now = unix_ms() / 1000;
+        match found.pop().filter(|subscription| subscription.expires_at() > now) {
+            Some(subscription) => Ok(self.trials.run(&subscription).await),
+            None => Ok(Tested::NotSubscribed),
         }
     }
 
@@ -243,6 +262,12 @@ impl Subscriptions for Arc<Desk> {
             tokio::spawn(work).await.unwrap_or(Err(Unavailable))
         }
     }
+
+    /// Given up with its request: a test changes nothing.
+    fn test(&self, wish: TestWish) -> impl Future<Output = Result<Tested, Unavailable>> + Send {
+        let desk = Arc::clone(self);
+        async move { Desk::test(&desk, wish.device).await }
+    }
 }
 
 /// Records for renewals: which devices from the index, their signatures from the store.
@@ -290,6 +315,7 @@ fn put_label(put: Put) -> &'static str {
         Put::Renewed => "renewed",
         Put::Unchanged => "unchanged",
         Put::KeptNewer => "kept_newer",
+        Put::BindingRequired => "binding_required",
     }
 }
 
@@ -299,6 +325,7 @@ mod tests {
     use crate::store::sqlite::SqliteStore;
     use crate::store::{LookupKey, StoreSettings};
     use notifier_core::account::{DeviceToken, Namespace, NamespaceSet, Service};
+    use notifier_core::seal::Padding;
     use quietline_shared::redact::Secret;
 
     const ACCOUNT: AccountId = AccountId::new([5; 33]);
@@ -317,6 +344,7 @@ mod tests {
             sig_ts: unix_ms() / 1000,
             signature: [2; 64],
             enc_key: Secret::new([3; 32]),
+            is_bound: false,
         }
     }
 
@@ -348,7 +376,14 @@ mod tests {
         let (commands, inbox) = mpsc::channel(64);
         tokio::spawn(relay(inbox));
         let (watcher, mut told) = mpsc::channel(4_096);
-        let desk = Arc::new(Desk::new(store, commands, watcher, Arc::default(), 100));
+        let desk = Arc::new(Desk::new(
+            store,
+            commands,
+            watcher,
+            Arc::default(),
+            100,
+            Trials::new(Padding::TwoClasses, Duration::ZERO),
+        ));
         desk.subscribe(subscription(b"0")).await.unwrap();
         for round in 0..200 {
             let (old, new) = (round.to_string(), (round + 1).to_string());

@@ -518,6 +518,7 @@ mod tests {
             sig_ts: unix_ms() / 1000,
             signature: [2; 64],
             enc_key: Secret::new([3; 32]),
+            is_bound: false,
         }
     }
 

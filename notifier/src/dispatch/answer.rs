@@ -1,4 +1,4 @@
-//! What a provider's answer means, and what of it both providers share.
+//! What a provider's answer means, and what of it all providers share.
 //!
 //! In: status, headers, body. Out: an `Answer`. Never: waits, or looks at a clock.
 
@@ -21,6 +21,8 @@ pub enum Effect {
     None,
     /// The connection takes no further push; those under way on it may end.
     LeaveConnection,
+    /// The provider's own part has learnt from it and makes another request of the same push, once. Somebody must look as well.
+    FormAnew,
     /// A fault of ours or of the settings: somebody must look.
     Alert,
 }
@@ -42,6 +44,11 @@ impl Answer {
 
     pub const fn retry_after(reason: RetryReason, after: Option<Duration>, label: &'static str) -> Self {
         Self::new(Outcome::Retry { after, reason }, label)
+    }
+
+    /// Nothing was sent: nothing can be, for `pause`.
+    pub const fn held(pause: Duration, label: &'static str) -> Self {
+        Self::new(Outcome::Held { pause }, label)
     }
 
     pub const fn refused(refusal: Refusal, label: &'static str) -> Self {
@@ -66,6 +73,16 @@ impl Answer {
         self
     }
 
+    pub const fn has_expired_credential(&self) -> bool {
+        matches!(
+            self.outcome,
+            Outcome::Retry {
+                reason: RetryReason::CredentialExpired,
+                ..
+            }
+        )
+    }
+
     /// For a wakeup that is in its "too long" form already there is no smaller one.
     pub fn without_fallback(self) -> Self {
         match self.outcome {
@@ -78,7 +95,19 @@ impl Answer {
     }
 }
 
-/// The answer to a status whose body says nothing the tables know.
+/// The answer to a status whose provider explained it in words that the tables do not know.
+pub fn by_status_explained(status: u16, after: Option<Duration>) -> Answer {
+    let answer = by_status(status, after);
+    if answer.label == UNEXPLAINED {
+        return Answer::refused(Refusal::Unknown, "other-refused").and(Effect::Alert);
+    }
+    answer
+}
+
+/// Whoever says this is perhaps no provider but something in between, and it says nothing of the push.
+const UNEXPLAINED: &str = "other-unexplained";
+
+/// The answer to a status without an explanation.
 pub fn by_status(status: u16, after: Option<Duration>) -> Answer {
     match status {
         200..=299 => Answer::DELIVERED,
@@ -90,7 +119,7 @@ pub fn by_status(status: u16, after: Option<Duration>) -> Answer {
         421 => Answer::retry(RetryReason::Connection, "misdirected").and(Effect::LeaveConnection),
         429 => Answer::retry_after(RetryReason::LaneRate, after, "other-rate"),
         500..=599 => Answer::retry_after(RetryReason::Unavailable, after, "other-unavailable"),
-        _ => Answer::refused(Refusal::Unknown, "other-refused").and(Effect::Alert),
+        _ => Answer::retry_after(RetryReason::Unavailable, after, UNEXPLAINED).and(Effect::Alert),
     }
 }
 

@@ -1,16 +1,17 @@
 //! Apple Push Notification service.
 //!
-//! In: a `Push`. Out: its `Outcome`. Never: more provider tokens than Apple allows, or a second stream on a connection that has
-//! not proved who it is for.
+//! In: a `Push`. Out: its request, and what an answer means. Never: more provider tokens than Apple allows, or a second stream on a
+//! connection that has not proved who it is for.
 
 pub mod answer;
 mod token;
 
 use super::answer::{Answer, Effect};
 use super::credential::{ApnsCredential, roots, tls};
-use super::http2::{Endpoint, Pool, PoolSettings, Reply, ReplyBody};
-use super::settings::{ApnsSettings, Fault, SettingsFault};
-use super::{Meter, Provider, Push, TIMED_OUT, TOO_LARGE_HERE, base64_length, no_reply, put_base64, put_hex, unix_ms};
+use super::exchange::{Exchange, Provider};
+use super::http2::{Endpoint, Pool, PoolSettings, authority};
+use super::settings::{ApnsSettings, Fault, SettingsFault, in_range};
+use super::{Push, TOO_LARGE_HERE, base64_length, put_base64, put_hex, unix_ms};
 use answer::classify;
 use bytes::{Bytes, BytesMut};
 use http_body_util::Full;
@@ -18,11 +19,11 @@ use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::uri::{Authority, PathAndQuery, Scheme};
 use hyper::{Method, Request, Uri, Version};
 use notifier_core::account::Service;
-use notifier_core::outbox::{Outcome, RetryReason};
+use notifier_core::outbox::RetryReason;
 use notifier_core::seal::Priority;
 use std::time::Duration;
 use token::{ProviderTokens, Renewal};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 /// One lane to APNs or to its sandbox.
 pub struct Apns {
@@ -32,12 +33,11 @@ pub struct Apns {
     /// `None` with a certificate: the connection itself proves who we are.
     tokens: Option<ProviderTokens>,
     pool: Pool,
-    meter: Meter,
 }
 
 impl Apns {
     /// Reads and checks the credential; connects with the first push.
-    pub fn new(service: Service, settings: &ApnsSettings, timeout: Duration) -> Result<Self, SettingsFault> {
+    pub fn new(service: Service, settings: &ApnsSettings, timeout: Duration) -> Result<Exchange<Self>, SettingsFault> {
         Self::open(service, settings, timeout, |pool| pool)
     }
 
@@ -46,20 +46,13 @@ impl Apns {
         settings: &ApnsSettings,
         timeout: Duration,
         adjust: impl FnOnce(PoolSettings) -> PoolSettings,
-    ) -> Result<Self, SettingsFault> {
+    ) -> Result<Exchange<Self>, SettingsFault> {
         let named = |(setting, fault)| SettingsFault {
             service,
             setting,
             fault,
         };
-        for (setting, number) in [
-            ("concurrency", settings.concurrency),
-            ("connections", settings.connections),
-        ] {
-            if !(1..=100_000).contains(&number) {
-                return Err(named((setting, Fault::OutOfRange)));
-            }
-        }
+        in_range(settings.concurrency, settings.connections, settings.rate).map_err(named)?;
         let credential = ApnsCredential::open(settings).map_err(named)?;
         let roots = roots(settings.ca_file.as_deref()).map_err(named)?;
         let identity = match &credential {
@@ -89,62 +82,33 @@ impl Apns {
             }
         };
         let pool = PoolSettings::new(service, settings.connections, tokens.is_some(), timeout);
-        Ok(Self {
+        Ok(Exchange::new(Self {
             service,
             topic,
             authority: authority(host, settings.port).ok_or(bad_host)?,
             tokens,
             pool: Pool::new(endpoint, adjust(pool)),
-            meter: Meter::new(service),
-        })
+        }))
+    }
+}
+
+impl Provider for Apns {
+    type Form = Form;
+    /// `None` with a certificate.
+    type Credential = Option<HeaderValue>;
+
+    fn service(&self) -> Service {
+        self.service
     }
 
-    /// Until an answer stands. `is_accepted` is set as soon as a 200 is seen: whatever comes after it, the push is delivered.
-    async fn attempt(&self, push: &Push, is_accepted: &mut bool) -> Answer {
-        let form = Form::new(push, unix_ms());
-        let mut bearer = match self.bearer() {
-            Ok(bearer) => bearer,
-            Err(answer) => return answer,
-        };
-        let mut is_renewed = false;
-        loop {
-            let reply = self.pool.exchange(|| self.request(&form, bearer.as_ref(), push)).await;
-            let mut reply = match reply {
-                Ok(reply) => reply,
-                Err(fault) => return no_reply(fault),
-            };
-            let answer = read_answer(&mut reply, is_accepted).await;
-            drop(reply);
-            let is_expired = matches!(
-                answer.outcome,
-                Outcome::Retry {
-                    reason: RetryReason::CredentialExpired,
-                    ..
-                }
-            );
-            if !is_expired {
-                return answer;
-            }
-            let (Some(tokens), Some(spent)) = (&self.tokens, &bearer) else {
-                return answer;
-            };
-            match tokens.renew(spent, unix_ms() / 1000, Instant::now()) {
-                Renewal::Renewed(next) if !is_renewed => {
-                    is_renewed = true;
-                    bearer = Some(next);
-                }
-                // A token minted a moment ago cannot have expired, unless our clock is wrong.
-                Renewal::Renewed(_) | Renewal::Failed => {
-                    return Answer::retry(RetryReason::CredentialRefused, answer.label).and(Effect::Alert);
-                }
-                Renewal::TooEarly(wait) => {
-                    return Answer::retry_after(RetryReason::CredentialExpired, Some(wait), answer.label);
-                }
-            }
+    fn form(&self, push: &Push, now_ms: i64) -> Result<Form, Answer> {
+        if body_length(push) > PAYLOAD_MAX {
+            return Err(TOO_LARGE_HERE);
         }
+        Ok(Form::new(push, now_ms))
     }
 
-    fn bearer(&self) -> Result<Option<HeaderValue>, Answer> {
+    async fn credential(&self, _: &Form) -> Result<Self::Credential, Answer> {
         let Some(tokens) = &self.tokens else {
             return Ok(None);
         };
@@ -154,15 +118,30 @@ impl Apns {
         }
     }
 
-    fn request(&self, form: &Form, bearer: Option<&HeaderValue>, push: &Push) -> Request<Full<Bytes>> {
+    async fn renew(&self, spent: &Self::Credential, answer: &Answer) -> Result<Self::Credential, Answer> {
+        let (Some(tokens), Some(spent)) = (&self.tokens, spent) else {
+            return Err(answer.clone());
+        };
+        match tokens.renew(spent, unix_ms() / 1000, Instant::now()) {
+            Renewal::Renewed(next) => Ok(Some(next)),
+            Renewal::Failed => Err(Answer::retry(RetryReason::CredentialRefused, answer.label).and(Effect::Alert)),
+            Renewal::TooEarly(wait) => Err(Answer::retry_after(
+                RetryReason::CredentialExpired,
+                Some(wait),
+                answer.label,
+            )),
+        }
+    }
+
+    async fn pool(&self, _: &Form) -> Result<Pool, Answer> {
+        Ok(self.pool.clone())
+    }
+
+    fn request(&self, form: &Form, bearer: &Self::Credential) -> Request<Full<Bytes>> {
         let mut headers = HeaderMap::with_capacity(7);
         headers.insert(APNS_TOPIC, self.topic.clone());
         headers.insert(APNS_PUSH_TYPE, HeaderValue::from_static("alert"));
-        let priority = match push.priority {
-            Priority::High => "10",
-            Priority::Normal => "5",
-        };
-        headers.insert(APNS_PRIORITY, HeaderValue::from_static(priority));
+        headers.insert(APNS_PRIORITY, HeaderValue::from_static(form.priority));
         headers.insert(APNS_ID, form.id.clone());
         headers.insert(APNS_EXPIRATION, form.expiration.clone());
         if let Some(bearer) = bearer {
@@ -181,50 +160,22 @@ impl Apns {
         }
         request
     }
-}
 
-impl Provider for Apns {
-    fn service(&self) -> Service {
-        self.service
+    fn read(&self, status: u16, headers: &HeaderMap, body: &[u8], now_ms: i64) -> Answer {
+        classify(status, headers, body, now_ms)
     }
 
-    async fn push(&self, push: &Push, deadline: Instant) -> Outcome {
-        if body_length(push) > PAYLOAD_MAX {
-            return self.meter.record(push, TOO_LARGE_HERE);
-        }
-        let mut is_accepted = false;
-        let answer = match timeout_at(deadline, self.attempt(push, &mut is_accepted)).await {
-            Ok(answer) => answer,
-            Err(_) if is_accepted => Answer::DELIVERED,
-            Err(_) => TIMED_OUT,
-        };
-        self.meter.record(push, answer)
+    /// Apple looks at the token of the device only after ours.
+    fn proves_connection(&self, status: u16) -> bool {
+        matches!(status, 200 | 410)
     }
-}
-
-async fn read_answer(reply: &mut Reply, is_accepted: &mut bool) -> Answer {
-    let status = reply.status.as_u16();
-    *is_accepted = status == 200;
-    if matches!(status, 200 | 410) {
-        // Apple looks at the token of the device only after ours.
-        reply.prove_connection();
-    }
-    let answer = match reply.body().await {
-        ReplyBody::Whole(body) => classify(status, &reply.headers, &body, unix_ms()),
-        _ if status == 200 => Answer::DELIVERED,
-        ReplyBody::TooLarge => classify(status, &reply.headers, b"", unix_ms()),
-        ReplyBody::Broken(fault) => no_reply(fault),
-    };
-    if answer.effect == Effect::LeaveConnection {
-        reply.leave_connection();
-    }
-    answer
 }
 
 /// What is the same each time one push is sent.
-struct Form {
+pub struct Form {
     path: PathAndQuery,
     id: HeaderValue,
+    priority: &'static str,
     expiration: HeaderValue,
     body: Bytes,
 }
@@ -269,6 +220,10 @@ impl Form {
         Self {
             path: PathAndQuery::from_maybe_shared(path).unwrap_or(PathAndQuery::from_static("/")),
             id,
+            priority: match push.priority {
+                Priority::High => "10",
+                Priority::Normal => "5",
+            },
             expiration,
             body: buffer.freeze(),
         }
@@ -294,19 +249,6 @@ fn put_uuid(buffer: &mut BytesMut, id: &[u8; 16]) {
         let (part, more) = rest.split_at(length);
         put_hex(buffer, part);
         rest = more;
-    }
-}
-
-pub(super) fn authority(host: &str, port: u16) -> Option<Authority> {
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let host = if host.contains(':') {
-        format!("[{host}]")
-    } else {
-        host.to_owned()
-    };
-    match port {
-        443 => host.parse().ok(),
-        _ => format!("{host}:{port}").parse().ok(),
     }
 }
 

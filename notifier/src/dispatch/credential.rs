@@ -6,7 +6,8 @@ mod expiry;
 
 pub use expiry::not_after;
 
-use crate::dispatch::settings::{ApnsSettings, Fault, FirebaseSettings};
+use crate::dispatch::oauth::Grant;
+use crate::dispatch::settings::{ApnsSettings, Fault, FirebaseSettings, HuaweiSettings};
 use hyper::Uri;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use quietline_shared::redact::Secret;
@@ -173,9 +174,7 @@ impl ServiceAccount {
             Some(project) => ("project", project.as_str()),
             None => ("service_account_file", file.project_id.as_str()),
         };
-        // It becomes part of a path.
-        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
-        if project.is_empty() || project.len() > 128 || !project.bytes().all(is_plain) {
+        if !is_path_part(project) {
             return Err((project_setting, Fault::BadText));
         }
         let token_uri = match &settings.token_uri {
@@ -208,6 +207,159 @@ impl ServiceAccount {
             .ok()
             .map(Secret::new)
     }
+}
+
+impl Grant for ServiceAccount {
+    fn token_uri(&self) -> &Uri {
+        &self.token_uri
+    }
+
+    fn form(&self, unix_seconds: i64) -> Option<Secret<String>> {
+        let assertion = self.assertion(unix_seconds)?;
+        let form = format!("grant_type={JWT_BEARER}&assertion={}", assertion.expose());
+        Some(Secret::new(form))
+    }
+}
+
+/// RFC 7523 §2.1, as a form writes it.
+const JWT_BEARER: &str = "urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer";
+
+/// What proves to Huawei who we are.
+pub enum HuaweiCredential {
+    /// Is exchanged for an access token.
+    Secret(ClientSecret),
+    /// Signs what is sent with each push.
+    Signed(Box<HuaweiAccount>),
+}
+
+impl HuaweiCredential {
+    pub fn open(settings: &HuaweiSettings) -> Named<Self> {
+        match (&settings.client_secret_file, &settings.service_account_file) {
+            (None, None) => Err(("client_secret_file", Fault::NoHuaweiCredential)),
+            (Some(_), Some(_)) => Err(("client_secret_file", Fault::BothHuaweiCredentials)),
+            (Some(file), None) => {
+                let client_id = settings.client_id.as_deref().ok_or(("client_id", Fault::Missing))?;
+                ClientSecret::open(file, client_id, settings.token_uri.as_deref()).map(Self::Secret)
+            }
+            (None, Some(file)) => HuaweiAccount::open(file).map(|account| Self::Signed(Box::new(account))),
+        }
+    }
+}
+
+/// An app's id and secret, as AppGallery Connect shows them.
+pub struct ClientSecret {
+    form: Secret<String>,
+    token_uri: Uri,
+}
+
+impl ClientSecret {
+    fn open(file: &Path, client_id: &str, token_uri: Option<&str>) -> Named<Self> {
+        // It becomes part of a path and of a form.
+        if !is_path_part(client_id) {
+            return Err(("client_id", Fault::BadText));
+        }
+        let secret = read(file).map_err(|fault| ("client_secret_file", fault))?;
+        let secret = secret.expose().trim_ascii();
+        if secret.is_empty() || secret.len() > 1024 || !secret.iter().all(u8::is_ascii_graphic) {
+            return Err(("client_secret_file", Fault::BadText));
+        }
+        let mut form = format!("grant_type=client_credentials&client_id={client_id}&client_secret=");
+        for byte in secret {
+            if byte.is_ascii_alphanumeric() || b"-_.".contains(byte) {
+                form.push(char::from(*byte));
+            } else {
+                form.push_str(&format!("%{byte:02X}"));
+            }
+        }
+        let token_uri = https_uri(token_uri.unwrap_or(HUAWEI_TOKEN_URI)).ok_or(("token_uri", Fault::BadUri))?;
+        Ok(Self {
+            form: Secret::new(form),
+            token_uri,
+        })
+    }
+}
+
+impl Grant for ClientSecret {
+    fn token_uri(&self) -> &Uri {
+        &self.token_uri
+    }
+
+    fn form(&self, _: i64) -> Option<Secret<String>> {
+        Some(Secret::new(self.form.expose().clone()))
+    }
+}
+
+/// Also the audience of what a service account signs.
+const HUAWEI_TOKEN_URI: &str = "https://oauth-login.cloud.huawei.com/oauth2/v3/token";
+
+/// A service account key, as the API Console gives it.
+pub struct HuaweiAccount {
+    key: EncodingKey,
+    header: Header,
+    sub_account: Box<str>,
+    audience: Box<str>,
+    pub project: Box<str>,
+}
+
+#[derive(Deserialize)]
+struct HuaweiAccountFile {
+    project_id: String,
+    key_id: String,
+    private_key: String,
+    sub_account: String,
+    token_uri: Option<String>,
+}
+
+#[derive(Serialize)]
+struct HuaweiClaims<'a> {
+    iss: &'a str,
+    aud: &'a str,
+    iat: i64,
+    exp: i64,
+}
+
+impl HuaweiAccount {
+    fn open(file: &Path) -> Named<Self> {
+        let in_file = |fault| ("service_account_file", fault);
+        let text = read(file).map_err(in_file)?;
+        let file: HuaweiAccountFile =
+            serde_json::from_slice(text.expose()).map_err(|_| in_file(Fault::BadHuaweiAccount))?;
+        let private_key = Secret::new(file.private_key);
+        let mut header = Header::new(Algorithm::PS256);
+        header.kid = Some(file.key_id);
+        if !is_path_part(&file.project_id) {
+            return Err(in_file(Fault::BadText));
+        }
+        let bad_key = in_file(Fault::BadServiceAccountKey);
+        let opened = Self {
+            key: EncodingKey::from_rsa_pem(private_key.expose().as_bytes()).map_err(|_| bad_key)?,
+            header,
+            sub_account: file.sub_account.into(),
+            audience: file.token_uri.unwrap_or_else(|| HUAWEI_TOKEN_URI.to_owned()).into(),
+            project: file.project_id.into(),
+        };
+        opened.sign(0).ok_or(bad_key)?;
+        Ok(opened)
+    }
+
+    /// What a push shows from `unix_seconds` on, for an hour.
+    pub fn sign(&self, unix_seconds: i64) -> Option<Secret<String>> {
+        let claims = HuaweiClaims {
+            iss: &self.sub_account,
+            aud: &self.audience,
+            iat: unix_seconds,
+            exp: unix_seconds.saturating_add(ASSERTION_SECONDS),
+        };
+        jsonwebtoken::encode(&self.header, &claims, &self.key)
+            .ok()
+            .map(Secret::new)
+    }
+}
+
+/// Whether a text may stand between two slashes.
+pub fn is_path_part(text: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+    !text.is_empty() && text.len() <= 128 && text.bytes().all(is_plain)
 }
 
 /// The public roots, or only those in `file`.

@@ -4,7 +4,7 @@ pub mod server;
 
 use super::Push;
 use super::http2::PoolSettings;
-use super::settings::{ApnsSettings, FirebaseSettings};
+use super::settings::{ApnsSettings, FirebaseSettings, HuaweiApi, HuaweiPushType, HuaweiSettings, WebpushSettings};
 use notifier_core::account::{DeviceToken, Service};
 use notifier_core::outbox::{EntryId, PushId};
 use notifier_core::seal::{Class, Priority};
@@ -58,6 +58,7 @@ impl Files {
             port,
             ca_file: Some(self.path("ca.pem")),
             concurrency: 100,
+            rate: 50_000,
             connections: 2,
         }
     }
@@ -89,9 +90,71 @@ impl Files {
             ca_file: Some(self.path("ca.pem")),
             token_uri: Some(format!("https://localhost:{token_port}/token")),
             concurrency: 100,
+            rate: 9_000,
+            ramp: Duration::ZERO,
             connections: 2,
         }
     }
+}
+
+impl Files {
+    /// v1 with a client secret.
+    pub fn huawei(&self, port: u16, token_port: u16) -> HuaweiSettings {
+        HuaweiSettings {
+            api: HuaweiApi::V1,
+            client_id: Some("107205081".to_owned()),
+            client_secret_file: Some(self.put("huawei.secret", "s3cret+&/\n")),
+            service_account_file: None,
+            project: None,
+            push_type: HuaweiPushType::Alert,
+            host: "localhost".to_owned(),
+            port,
+            ca_file: Some(self.path("ca.pem")),
+            token_uri: Some(format!("https://localhost:{token_port}/oauth2/v3/token")),
+            concurrency: 100,
+            rate: 6_000,
+            ramp: Duration::ZERO,
+            connections: 2,
+        }
+    }
+
+    /// v3 with a service account.
+    pub fn huawei_v3(&self, port: u16) -> HuaweiSettings {
+        let account = serde_json::json!({
+            "project_id": "example-project", "key_id": "5f1e", "private_key": rsa().serialize_pem(), "sub_account": "101",
+            "token_uri": "https://oauth.example.org/oauth2/v3/token"
+        });
+        HuaweiSettings {
+            api: HuaweiApi::V3,
+            client_id: None,
+            client_secret_file: None,
+            service_account_file: Some(self.put("huawei.json", &account.to_string())),
+            token_uri: None,
+            ..self.huawei(port, 443)
+        }
+    }
+
+    pub fn webpush(&self, port: u16) -> WebpushSettings {
+        WebpushSettings {
+            key_file: self.put("vapid", &hex::encode(vapid())),
+            contact: "mailto:push@example.org".to_owned(),
+            ports: vec![port],
+            allowed_networks: vec!["127.0.0.0/8".to_owned()],
+            denied_hosts: Vec::new(),
+            ca_file: Some(self.path("ca.pem")),
+            concurrency: 100,
+            rate: 50_000,
+            connections: 100,
+            origins: 100,
+            origin_concurrency: 64,
+            origin_rate: 50_000,
+        }
+    }
+}
+
+/// The key of VAPID.
+pub fn vapid() -> [u8; 32] {
+    std::array::from_fn(|place| place as u8 * 7 + 1)
 }
 
 /// Making one takes long.

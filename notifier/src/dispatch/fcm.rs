@@ -1,39 +1,36 @@
 //! Firebase Cloud Messaging, HTTP v1.
 //!
-//! In: a `Push`. Out: its `Outcome`. Never: asks for an access token per push, or drops a push because there is none.
+//! In: a `Push`. Out: its request, and what an answer means. Never: asks for an access token per push, or drops a push because there is none.
 
 pub mod answer;
-mod oauth;
 
 use super::answer::{Answer, Effect};
-use super::apns::authority;
 use super::credential::{ServiceAccount, roots, tls};
-use super::http2::{Endpoint, Pool, PoolSettings, Reply, ReplyBody};
-use super::settings::{Fault, FirebaseSettings, SettingsFault};
-use super::{Meter, Provider, Push, TIMED_OUT, TOO_LARGE_HERE, base64_length, no_reply, put_base64, unix_ms};
+use super::exchange::{Exchange, Provider};
+use super::http2::{Endpoint, Pool, PoolSettings, authority};
+use super::oauth::{AccessToken, AccessTokens, no_token};
+use super::settings::{Fault, FirebaseSettings, SettingsFault, in_range};
+use super::{Push, TOO_LARGE_HERE, base64_length, put_base64};
 use answer::classify;
 use bytes::{BufMut, Bytes, BytesMut};
 use http_body_util::Full;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Uri, Version};
 use notifier_core::account::Service;
-use notifier_core::outbox::{Outcome, RetryReason};
+use notifier_core::outbox::RetryReason;
 use notifier_core::seal::Priority;
-use oauth::{AccessToken, AccessTokens, TokenFault};
 use std::time::Duration;
-use tokio::time::{Instant, timeout_at};
 
 /// The lane to FCM.
 pub struct Fcm {
     uri: Uri,
     tokens: AccessTokens,
     pool: Pool,
-    meter: Meter,
 }
 
 impl Fcm {
     /// Reads and checks the service account; connects with the first push.
-    pub fn new(settings: &FirebaseSettings, timeout: Duration) -> Result<Self, SettingsFault> {
+    pub fn new(settings: &FirebaseSettings, timeout: Duration) -> Result<Exchange<Self>, SettingsFault> {
         Self::open(settings, timeout, |pool| pool)
     }
 
@@ -41,21 +38,14 @@ impl Fcm {
         settings: &FirebaseSettings,
         timeout: Duration,
         adjust: impl FnOnce(PoolSettings) -> PoolSettings,
-    ) -> Result<Self, SettingsFault> {
+    ) -> Result<Exchange<Self>, SettingsFault> {
         let service = Service::Firebase;
         let named = |(setting, fault)| SettingsFault {
             service,
             setting,
             fault,
         };
-        for (setting, number) in [
-            ("concurrency", settings.concurrency),
-            ("connections", settings.connections),
-        ] {
-            if !(1..=100_000).contains(&number) {
-                return Err(named((setting, Fault::OutOfRange)));
-            }
-        }
+        in_range(settings.concurrency, settings.connections, settings.rate).map_err(named)?;
         let account = ServiceAccount::open(settings).map_err(named)?;
         let roots = roots(settings.ca_file.as_deref()).map_err(named)?;
         let in_roots = |fault| named(("ca_file", fault));
@@ -70,56 +60,47 @@ impl Fcm {
             .build()
             .map_err(|_| named(("project", Fault::BadText)))?;
         let pool = adjust(PoolSettings::new(service, settings.connections, false, timeout));
-        Ok(Self {
+        Ok(Exchange::new(Self {
             uri,
             tokens: AccessTokens::new(account, token_tls, timeout, pool.pace)
                 .ok_or(named(("token_uri", Fault::BadUri)))?,
             pool: Pool::new(endpoint, pool),
-            meter: Meter::new(service),
-        })
+        }))
+    }
+}
+
+impl Provider for Fcm {
+    /// The body.
+    type Form = Bytes;
+    type Credential = AccessToken;
+
+    fn service(&self) -> Service {
+        Service::Firebase
     }
 
-    /// Until an answer stands. `is_accepted` is set as soon as a 200 is seen: whatever comes after it, the push is delivered.
-    async fn attempt(&self, push: &Push, is_accepted: &mut bool) -> Answer {
-        let Some(body) = body(push, unix_ms()) else {
-            return Answer::fault_of_ours("token-not-text");
-        };
-        let mut token = match self.tokens.current().await {
-            Ok(token) => token,
-            Err(fault) => return no_token(fault),
-        };
-        let mut is_refreshed = false;
-        loop {
-            let reply = self.pool.exchange(|| self.request(&token, &body)).await;
-            let mut reply = match reply {
-                Ok(reply) => reply,
-                Err(fault) => return no_reply(fault),
-            };
-            let answer = read_answer(&mut reply, is_accepted).await;
-            drop(reply);
-            let is_expired = matches!(
-                answer.outcome,
-                Outcome::Retry {
-                    reason: RetryReason::CredentialExpired,
-                    ..
-                }
-            );
-            if !is_expired {
-                return answer;
-            }
-            if is_refreshed || !self.tokens.spoil(&token) {
-                // A fresh token is refused as well: it is not its age.
-                return Answer::retry(RetryReason::CredentialRefused, answer.label).and(Effect::Alert);
-            }
-            is_refreshed = true;
-            token = match self.tokens.current().await {
-                Ok(token) => token,
-                Err(fault) => return no_token(fault),
-            };
+    fn form(&self, push: &Push, now_ms: i64) -> Result<Bytes, Answer> {
+        if data_length(push) > DATA_MAX {
+            return Err(TOO_LARGE_HERE);
         }
+        body(push, now_ms).ok_or(Answer::fault_of_ours("token-not-text"))
     }
 
-    fn request(&self, token: &AccessToken, body: &Bytes) -> Request<Full<Bytes>> {
+    async fn credential(&self, _: &Bytes) -> Result<AccessToken, Answer> {
+        self.tokens.current().await.map_err(no_token)
+    }
+
+    async fn renew(&self, spent: &AccessToken, answer: &Answer) -> Result<AccessToken, Answer> {
+        if !self.tokens.spoil(spent) {
+            return Err(Answer::retry(RetryReason::CredentialRefused, answer.label).and(Effect::Alert));
+        }
+        self.tokens.current().await.map_err(no_token)
+    }
+
+    async fn pool(&self, _: &Bytes) -> Result<Pool, Answer> {
+        Ok(self.pool.clone())
+    }
+
+    fn request(&self, body: &Bytes, token: &AccessToken) -> Request<Full<Bytes>> {
         let mut headers = HeaderMap::with_capacity(3);
         headers.insert(AUTHORIZATION, token.bearer.clone());
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -130,50 +111,9 @@ impl Fcm {
         *request.uri_mut() = self.uri.clone();
         request
     }
-}
 
-impl Provider for Fcm {
-    fn service(&self) -> Service {
-        Service::Firebase
-    }
-
-    async fn push(&self, push: &Push, deadline: Instant) -> Outcome {
-        if data_length(push) > DATA_MAX {
-            return self.meter.record(push, TOO_LARGE_HERE);
-        }
-        let mut is_accepted = false;
-        let answer = match timeout_at(deadline, self.attempt(push, &mut is_accepted)).await {
-            Ok(answer) => answer,
-            Err(_) if is_accepted => Answer::DELIVERED,
-            Err(_) => TIMED_OUT,
-        };
-        self.meter.record(push, answer)
-    }
-}
-
-async fn read_answer(reply: &mut Reply, is_accepted: &mut bool) -> Answer {
-    let status = reply.status.as_u16();
-    *is_accepted = status == 200;
-    let answer = match reply.body().await {
-        ReplyBody::Whole(body) => classify(status, &reply.headers, &body, unix_ms()),
-        _ if status == 200 => Answer::DELIVERED,
-        ReplyBody::TooLarge => classify(status, &reply.headers, b"", unix_ms()),
-        ReplyBody::Broken(fault) => no_reply(fault),
-    };
-    if answer.effect == Effect::LeaveConnection {
-        reply.leave_connection();
-    }
-    answer
-}
-
-fn no_token(fault: TokenFault) -> Answer {
-    match fault {
-        TokenFault::Unreachable { pause } => {
-            Answer::retry_after(RetryReason::Unavailable, Some(pause), "token-unreachable")
-        }
-        TokenFault::Refused { pause } => {
-            Answer::retry_after(RetryReason::CredentialRefused, Some(pause), "token-refused").and(Effect::Alert)
-        }
+    fn read(&self, status: u16, headers: &HeaderMap, body: &[u8], now_ms: i64) -> Answer {
+        classify(status, headers, body, now_ms)
     }
 }
 

@@ -5,7 +5,7 @@
 
 mod dial;
 
-pub use dial::{DialFault, Endpoint, open};
+pub use dial::{DialFault, Endpoint, authority, open, tls_fault};
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
@@ -61,7 +61,7 @@ impl PoolSettings {
     }
 }
 
-/// Largest body of a reply that is read. Both providers answer with less than one kilobyte.
+/// Largest body of a reply that is read. All providers answer with less than one kilobyte.
 pub const REPLY_MAX: usize = 8 * 1024;
 const HEADERS_MAX: u32 = 16 * 1024;
 const STREAM_WINDOW: u32 = 16 * 1024;
@@ -153,7 +153,8 @@ impl Reply {
     }
 }
 
-/// The connections. Dropping it ends them once their streams have ended.
+/// The connections. Dropping the last clone ends them once their streams have ended.
+#[derive(Clone)]
 pub struct Pool(Arc<Shared>);
 
 impl Pool {
@@ -515,12 +516,12 @@ impl Drop for Lease {
 }
 
 /// What ended with a fault.
-enum End {
+pub(super) enum End {
     Stream,
     Connection,
 }
 
-fn fault_of(error: &hyper::Error) -> (ExchangeFault, End) {
+pub(super) fn fault_of(error: &hyper::Error) -> (ExchangeFault, End) {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(one) = cause {
         if let Some(h2) = one.downcast_ref::<h2::Error>() {

@@ -1,14 +1,22 @@
 //! This stage against fakes on real sockets: TLS, HTTP/2, and what can go wrong with them.
 
 mod apns;
+mod bad_input;
 mod connections;
 mod fcm;
+mod huawei;
+mod table;
+mod webpush;
 
-use super::fake::server::{Handler, Received, Replied, reply};
+use super::fake::server::{Handler, Received, Replied, Server, reply};
 use super::fake::{Files, eager, push};
 use super::*;
 use futures_util::FutureExt;
-use std::sync::Mutex;
+use notifier_core::outbox::RetryReason;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// Long enough for anything that should happen.
 const LONG: Duration = Duration::from_secs(60);
@@ -37,7 +45,7 @@ fn silent() -> Handler {
     Arc::new(|_| std::future::pending().boxed())
 }
 
-fn apns(settings: &ApnsSettings, timeout: Duration) -> Apns {
+fn apns(settings: &ApnsSettings, timeout: Duration) -> Exchange<Apns> {
     Apns::open(Service::Apns, settings, timeout, eager).unwrap()
 }
 
@@ -45,7 +53,7 @@ fn one() -> Push {
     push(1, Service::Apns, &[0xAB; 32])
 }
 
-async fn send<P: Provider>(provider: &P, push: &Push, timeout: Duration) -> Outcome {
+async fn send<D: Deliver>(provider: &D, push: &Push, timeout: Duration) -> Outcome {
     provider.push(push, Instant::now() + timeout).await
 }
 
@@ -56,8 +64,13 @@ fn reason(outcome: &Outcome) -> Option<RetryReason> {
     }
 }
 
+/// There was no connection, or not for long enough.
+fn is_unreached(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Held { .. }) || reason(outcome) == Some(RetryReason::Connection)
+}
+
 /// Sends all and returns the outcomes in the order of the entries.
-async fn through_lane<P: Provider>(provider: Arc<P>, pushes: Vec<Push>, concurrency: usize) -> Vec<(EntryId, Outcome)> {
+async fn through_lane<D: Deliver>(provider: Arc<D>, pushes: Vec<Push>, concurrency: usize) -> Vec<(EntryId, Outcome)> {
     let (jobs, taken) = mpsc::channel(8);
     let (outcomes, mut answered) = mpsc::channel(8);
     let feed = async move {
@@ -81,7 +94,7 @@ async fn through_lane<P: Provider>(provider: Arc<P>, pushes: Vec<Push>, concurre
 #[tokio::test]
 async fn a_lane_ends_what_is_under_way_and_takes_nothing_new_after_shutdown() {
     struct Gate(tokio::sync::Semaphore, tokio::sync::Notify);
-    impl Provider for Gate {
+    impl Deliver for Gate {
         fn service(&self) -> Service {
             Service::Apns
         }
@@ -117,7 +130,7 @@ async fn a_lane_never_has_more_under_way_than_its_limit() {
         now: std::sync::atomic::AtomicUsize,
         most: std::sync::atomic::AtomicUsize,
     }
-    impl Provider for Count {
+    impl Deliver for Count {
         fn service(&self) -> Service {
             Service::Apns
         }

@@ -34,8 +34,21 @@ impl SourceLimit {
         }
     }
 
+    /// For what may happen more seldom than once a second.
+    pub fn every(interval: Duration, burst: NonZeroU32, start: Instant) -> Self {
+        Self {
+            rate: Rate::every(interval, burst),
+            ..Self::new(NonZeroU32::MIN, burst, start)
+        }
+    }
+
     pub fn take(&self, source: Network, now: Instant) -> Result<(), Wait> {
-        let hash = self.key.hash_one(source.0);
+        self.take_for(source.0, now)
+    }
+
+    /// As [`take`](Self::take), for a source of any kind.
+    pub fn take_for(&self, source: impl std::hash::Hash, now: Instant) -> Result<(), Wait> {
+        let hash = self.key.hash_one(source);
         let index = usize::try_from(hash % BUCKETS).unwrap_or_default();
         // The index is always inside; a bucket that did not exist would limit nobody.
         self.buckets
@@ -75,10 +88,17 @@ struct Rate {
 
 impl Rate {
     fn new(per_second: NonZeroU32, burst: NonZeroU32) -> Self {
-        let interval = (1_000_000_000 / u64::from(per_second.get())).max(1);
+        Self::every(
+            Duration::from_nanos((1_000_000_000 / u64::from(per_second.get())).max(1)),
+            burst,
+        )
+    }
+
+    fn every(interval: Duration, burst: NonZeroU32) -> Self {
+        let interval = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
         Self {
             interval,
-            tolerance: interval * u64::from(burst.get() - 1),
+            tolerance: interval.saturating_mul(u64::from(burst.get() - 1)),
         }
     }
 

@@ -1,4 +1,4 @@
-//! A request inside a v4 onion: which of our two endpoints it means, and the sealed reply.
+//! A request inside a v4 onion: which of our endpoints it means, and the sealed reply.
 //!
 //! In: the body of POST /oxen/v4/lsrpc. Out: the body of the reply, or why there is none. Never: follows another endpoint, its
 //! own among them.
@@ -126,9 +126,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_two_endpoints_exist() {
+    fn only_three_endpoints_exist() {
         assert_eq!(target("POST", "/subscribe"), Ok(Operation::Subscribe));
         assert_eq!(target("post", "/%75nsubscribe?a=b/../c#d"), Ok(Operation::Unsubscribe));
+        assert_eq!(target("POST", "/test"), Ok(Operation::Test));
         assert_eq!(target("GET", "/subscribe"), Err(InnerRefusal::WrongMethod));
         for unknown in [
             "",

@@ -1,13 +1,16 @@
-//! One subscribe or unsubscribe request: text in, code and text out, the same for direct and onion requests.
+//! One subscribe, unsubscribe or test request: text in, code and text out, the same for direct and onion requests.
 //!
 //! In: the text, the time, where subscriptions are kept. Out: an [`Answer`] of the form of the request: one object for one item
 //! or for a fault of the whole, an array for an array, in its order. Never: knows how the request came, or asks a provider.
 
-use super::{Clock, Stored, Subscriptions};
+use super::limits::SourceLimit;
+use super::{Clock, Stored, Subscriptions, Tested};
 use axum::http::StatusCode;
 use futures_util::future::join_all;
 use notifier_core::account::Service;
-use notifier_core::subscription::{self, Body, ErrorKind, ItemError, Subscription, Unsubscription};
+use notifier_core::endpoint::{EndpointFault, PushEndpoint};
+use notifier_core::subscription::{self, Body, ErrorKind, ItemError, Subscription, TestWish, Unsubscription};
+use notifier_core::webpush::Guard;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -15,15 +18,18 @@ use tokio::time::Instant;
 pub enum Operation {
     Subscribe,
     Unsubscribe,
+    /// "Is my fast mode working?"
+    Test,
 }
 
 impl Operation {
-    pub const ALL: [Self; 2] = [Self::Subscribe, Self::Unsubscribe];
+    pub const ALL: [Self; 3] = [Self::Subscribe, Self::Unsubscribe, Self::Test];
 
     pub const fn path(self) -> &'static str {
         match self {
             Self::Subscribe => "/subscribe",
             Self::Unsubscribe => "/unsubscribe",
+            Self::Test => "/test",
         }
     }
 
@@ -31,6 +37,7 @@ impl Operation {
         match self {
             Self::Subscribe => "subscribe",
             Self::Unsubscribe => "unsubscribe",
+            Self::Test => "test",
         }
     }
 }
@@ -78,6 +85,10 @@ pub struct Desk<S> {
     pub subscriptions: S,
     pub services: Vec<Service>,
     pub clock: Clock,
+    /// Which push servers may be contacted.
+    pub guard: Option<Guard>,
+    /// Tests of one account.
+    pub tests: SourceLimit,
 }
 
 impl<S: Subscriptions> Desk<S> {
@@ -115,10 +126,29 @@ impl<S: Subscriptions> Desk<S> {
         let on_offer = |name: &str| Service::from_name(name).filter(|service| self.services.contains(service));
         match operation {
             Operation::Subscribe => {
-                subscription::subscribe(item, now, &on_offer).map(|new| Wish::Subscribe(Box::new(new)))
+                let new = subscription::subscribe(item, now, &on_offer)?;
+                self.check_endpoint(&new)?;
+                Ok(Wish::Subscribe(Box::new(new)))
             }
             Operation::Unsubscribe => subscription::unsubscribe(item, now, &on_offer).map(Wish::Unsubscribe),
+            Operation::Test => {
+                let wish = subscription::test(item, now, &on_offer)?;
+                // Only what was signed counts, so that nobody can use up another's tests.
+                let allowed = self.tests.take_for(wish.device.account, Instant::now().into_std());
+                allowed.map_err(|_| ItemError::TooManyTests)?;
+                Ok(Wish::Test(wish))
+            }
         }
+    }
+
+    /// A client hears at once that its push server cannot be used from here, but not why.
+    fn check_endpoint(&self, new: &Subscription) -> Result<(), ItemError> {
+        let (Service::Webpush, Some(guard)) = (new.device.service, &self.guard) else {
+            return Ok(());
+        };
+        let not_allowed = ItemError::InvalidEndpoint(EndpointFault::NotAllowed);
+        let endpoint = PushEndpoint::of_token(&new.device.token).ok_or(not_allowed.clone())?;
+        guard.check(endpoint.origin()).map_err(|_| not_allowed)
     }
 
     async fn apply(&self, wish: Result<Wish, ItemError>) -> Result<Done, ItemError> {
@@ -128,11 +158,13 @@ impl<S: Subscriptions> Desk<S> {
                 Stored::Added => Ok(Done::Added),
                 Stored::Updated => Ok(Done::Updated),
                 Stored::Full => Err(ItemError::TooManyDevices),
+                Stored::BindingRequired => Err(ItemError::BindingRequired),
             },
             Wish::Unsubscribe(old) => match self.subscriptions.unsubscribe(old).await.map_err(unavailable)? {
                 true => Ok(Done::Removed),
                 false => Ok(Done::Absent),
             },
+            Wish::Test(wish) => Ok(Done::Tested(self.subscriptions.test(wish).await.map_err(unavailable)?)),
         }
     }
 }
@@ -140,10 +172,12 @@ impl<S: Subscriptions> Desk<S> {
 enum Wish {
     Subscribe(Box<Subscription>),
     Unsubscribe(Unsubscription),
+    Test(TestWish),
 }
 
 #[derive(Clone, Copy)]
 enum Done {
+    Tested(Tested),
     Added,
     Updated,
     Removed,
@@ -151,9 +185,13 @@ enum Done {
 }
 
 impl Done {
-    /// The texts are upstream's (push.md §3 Q12).
+    /// The texts are upstream's (push.md §3 Q12), but for tests, which it has not.
     fn json(self) -> Value {
         match self {
+            Self::Tested(tested) => {
+                let accepted = tested == Tested::Accepted;
+                json!({"success": true, "accepted": accepted, "result": tested.label(), "message": tested.message()})
+            }
             Self::Added => json!({"success": true, "added": true, "message": "Subscription successful"}),
             Self::Updated => json!({"success": true, "updated": true, "message": "Resubscription successful"}),
             Self::Removed => {
@@ -167,6 +205,7 @@ impl Done {
 
     const fn label(self) -> &'static str {
         match self {
+            Self::Tested(tested) => tested.label(),
             Self::Added => "added",
             Self::Updated => "updated",
             Self::Removed => "removed",

@@ -18,8 +18,9 @@ fn report_lane(machine: &Outbox, service: Service, now_ms: i64) {
     let lane = service.name();
     metrics::gauge!("outbox_in_flight", "service" => lane).set(f64::from(machine.in_flight(service)));
     metrics::gauge!("outbox_limit", "service" => lane).set(f64::from(machine.limit(service)));
+    metrics::gauge!("outbox_rate", "service" => lane).set(f64::from(machine.rate(service)));
     let state = machine.lane_state(service, now_ms);
-    for each in LANE_STATES {
+    for each in LaneState::ALL {
         metrics::gauge!("outbox_lane_state", "service" => lane, "state" => each.label()).set(if each == state {
             1.0
         } else {
@@ -35,6 +36,8 @@ fn report_lane(machine: &Outbox, service: Service, now_ms: i64) {
     metrics::counter!("outbox_fallbacks_total", "service" => lane).absolute(counters.fallbacks);
     metrics::counter!("outbox_rests_total", "service" => lane).absolute(counters.rests);
     metrics::counter!("outbox_stops_total", "service" => lane).absolute(counters.stops);
+    metrics::counter!("outbox_held_total", "service" => lane).absolute(counters.held);
+    metrics::counter!("outbox_stalls_total", "service" => lane).absolute(counters.stalls);
     for reason in DropReason::ALL {
         let dropped = counters.dropped(reason);
         metrics::counter!("outbox_dropped_total", "service" => lane, "reason" => reason.label()).absolute(dropped);
@@ -52,11 +55,3 @@ fn report_lane(machine: &Outbox, service: Service, now_ms: i64) {
             .absolute(counters.refused(class));
     }
 }
-
-const LANE_STATES: [LaneState; 5] = [
-    LaneState::Absent,
-    LaneState::Open,
-    LaneState::Paused,
-    LaneState::Resting,
-    LaneState::Stopped,
-];

@@ -147,7 +147,7 @@ async fn shutting_down_sends_the_queue_first_and_does_not_wait_for_a_lane_that_i
     let (effects_out, _effects) = mpsc::channel(1);
     let lane = |service, concurrency, pushes| Lane {
         service,
-        concurrency,
+        settings: LaneSettings::with_concurrency(concurrency),
         pushes,
     };
     let lanes = vec![lane(Service::Firebase, 2, slow_out), lane(Service::Apns, 100, down_out)];
@@ -176,9 +176,8 @@ async fn shutting_down_sends_the_queue_first_and_does_not_wait_for_a_lane_that_i
     };
     let refusing = async {
         while let Some(push) = down.recv().await {
-            let outcome = Outcome::Retry {
-                after: Some(Duration::from_secs(1_200)),
-                reason: RetryReason::Connection,
+            let outcome = Outcome::Held {
+                pause: Duration::from_secs(1_200),
             };
             handle.outcomes.send((push.id, outcome)).await.unwrap();
         }
@@ -357,7 +356,7 @@ async fn start_file(file: OutboxFile, folder: TempDir) -> Started {
     let (effects_out, effects) = mpsc::channel(1);
     let lanes = vec![Lane {
         service: Service::Firebase,
-        concurrency: 500,
+        settings: LaneSettings::with_concurrency(500),
         pushes,
     }];
     let running = file

@@ -13,7 +13,7 @@ use super::{
 use crate::sqlite::{Packed, SqliteFault, SqliteFile, Writer, json_hex};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use notifier_core::subscription::{DeviceId, RowError, Subscription};
+use notifier_core::subscription::{BINDING_MARK, DeviceId, RowError, Subscription};
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::SqlitePool;
 use std::collections::HashMap;
@@ -64,12 +64,21 @@ impl SqliteStore {
 impl SubscriptionStore for SqliteStore {
     fn put(&self, subscription: &Subscription) -> BoxFuture<'_, Result<Put, StoreError>> {
         let lookup = self.key.lookup(&subscription.device);
+        let mark = self.key.binding_mark(subscription);
+        let is_bound = subscription.is_bound;
         let row = Row {
             sig_ts: subscription.sig_ts,
             expires_day: expires_day(subscription),
             content: subscription.encode_row(),
         };
-        self.ask(move |done| Job::Put { lookup, row, done }).boxed()
+        self.ask(move |done| Job::Put {
+            lookup,
+            mark,
+            is_bound,
+            row,
+            done,
+        })
+        .boxed()
     }
 
     fn remove<'a>(&'a self, device: &'a DeviceId) -> BoxFuture<'a, Result<bool, StoreError>> {
@@ -130,7 +139,8 @@ impl SubscriptionStore for SqliteStore {
 
     fn count(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
         async move {
-            let (rows,): (i64,) = sqlx::query_as("SELECT count(*) FROM subscription")
+            let (rows,): (i64,) = sqlx::query_as(COUNT)
+                .bind(BINDING_MARK)
                 .fetch_one(&self.readers)
                 .await?;
             Ok(rows.unsigned_abs())
@@ -151,6 +161,9 @@ impl SubscriptionStore for SqliteStore {
 enum Job {
     Put {
         lookup: Lookup,
+        /// Where it stands if the signer's subscriptions need a binding.
+        mark: Lookup,
+        is_bound: bool,
         row: Row,
         done: oneshot::Sender<Result<Put, StoreError>>,
     },
@@ -254,16 +267,33 @@ struct Slot {
 }
 
 impl Job {
-    fn lookup(&self) -> Option<&Lookup> {
-        match self {
-            Self::Put { lookup, .. } | Self::Remove { lookup, .. } => Some(lookup),
-            Self::RemoveExpired { .. } | Self::Close { .. } => None,
-        }
+    fn lookups(&self) -> impl Iterator<Item = &Lookup> {
+        let (row, mark) = match self {
+            Self::Put { lookup, mark, .. } => (Some(lookup), Some(mark)),
+            Self::Remove { lookup, .. } => (Some(lookup), None),
+            Self::RemoveExpired { .. } | Self::Close { .. } => (None, None),
+        };
+        row.into_iter().chain(mark)
     }
 
     fn decide(self, slots: &mut HashMap<Lookup, Slot>) -> Option<Answer> {
         match self {
-            Self::Put { lookup, row, done } => Some(Answer::Put(slots.entry(lookup).or_default().put(row), done)),
+            Self::Put {
+                lookup,
+                mark,
+                is_bound,
+                row,
+                done,
+            } => {
+                let is_required = || slots.get(&mark).is_some_and(|slot| slot.row.is_some());
+                if !is_bound && is_required() {
+                    return Some(Answer::Put(Put::BindingRequired, done));
+                }
+                if is_bound {
+                    slots.entry(mark).or_default().mark(row.expires_day);
+                }
+                Some(Answer::Put(slots.entry(lookup).or_default().put(row), done))
+            }
             Self::Remove {
                 lookup,
                 before_ms,
@@ -289,6 +319,18 @@ impl Slot {
         self.row = Some(new);
         self.changed = true;
         answer
+    }
+
+    /// The mark stays until the last signature that came with a binding is void: no stolen one outlives it.
+    fn mark(&mut self, expires_day: i64) {
+        if self.row.as_ref().is_none_or(|row| row.expires_day < expires_day) {
+            self.row = Some(Row {
+                sig_ts: i64::MIN,
+                expires_day,
+                content: BINDING_MARK.to_vec(),
+            });
+            self.changed = true;
+        }
     }
 
     fn remove(&mut self, before_ms: Option<i64>) -> bool {
@@ -333,7 +375,7 @@ fn fail(group: Vec<Job>, error: StoreError) {
 }
 
 async fn read_slots(writer: &mut Writer, group: &[Job]) -> Result<HashMap<Lookup, Slot>, SqliteFault> {
-    let lookups = json_hex(group.iter().filter_map(Job::lookup).map(Lookup::as_slice));
+    let lookups = json_hex(group.iter().flat_map(Job::lookups).map(Lookup::as_slice));
     let rows: Vec<(Vec<u8>, i64, Vec<u8>)> = sqlx::query_as(READ)
         .bind(lookups)
         .fetch_all(&mut writer.connection)
@@ -465,8 +507,11 @@ fn decode_all(rows: Vec<(Vec<u8>,)>) -> Vec<Subscription> {
     rows.iter().filter_map(|(content,)| decode(content)).collect()
 }
 
-/// A damaged row is counted and passed over: one must not hide the others.
+/// A damaged row is counted and passed over: one must not hide the others. A mark is no subscription.
 fn decode(content: &[u8]) -> Option<Subscription> {
+    if content == BINDING_MARK {
+        return None;
+    }
     let count = |error: RowError| metrics::counter!("store_damaged_rows_total", "reason" => error.label()).increment(1);
     Subscription::decode_row(content)
         .inspect_err(|error| count(*error))
@@ -502,6 +547,8 @@ static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite/store");
 
 const READ: &str = "SELECT lookup, expires_day, row FROM subscription
     WHERE lookup IN (SELECT unhex(value) FROM json_each(?))";
+
+const COUNT: &str = "SELECT count(*) FROM subscription WHERE row != ?";
 
 const LOAD: &str = "SELECT row FROM subscription WHERE lookup IN (SELECT unhex(value) FROM json_each(?))";
 

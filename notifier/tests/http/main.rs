@@ -3,8 +3,9 @@
 
 use ed25519_dalek::{Signer, SigningKey};
 use notifier_core::account::Service;
-use notifier_core::subscription::{DeviceId, Subscription, Unsubscription};
-use quietline_notifier::http::{Http, Settings, Stored, Subscriptions, Unavailable, serve};
+use notifier_core::subscription::{DeviceId, Subscription, TestWish, Unsubscription};
+use notifier_core::webpush::Guard;
+use quietline_notifier::http::{Http, Settings, Stored, Subscriptions, Tested, Unavailable, WebPush, serve};
 use quietline_shared::crypto::x25519_public;
 use quietline_shared::redact::Secret;
 use quietline_shared::service::config::SettingsFile;
@@ -87,6 +88,16 @@ impl Subscriptions for SharedShelf {
         self.0.pass(&wish.device).await?;
         Ok(self.0.devices.lock().unwrap().remove(&wish.device))
     }
+
+    async fn test(&self, wish: TestWish) -> Result<Tested, Unavailable> {
+        self.0.pass(&wish.device).await?;
+        let is_there = self.0.devices.lock().unwrap().contains(&wish.device);
+        Ok(if is_there {
+            Tested::Accepted
+        } else {
+            Tested::NotSubscribed
+        })
+    }
 }
 
 struct Server {
@@ -108,7 +119,11 @@ async fn start_with_key(settings: &str, onion_key: [u8; 32]) -> Server {
     let http = Http {
         settings: parse_settings(settings),
         onion_key: Secret::new(onion_key),
-        services: vec![Service::Apns, Service::Firebase],
+        services: vec![Service::Apns, Service::Firebase, Service::Webpush],
+        web_push: Some(WebPush {
+            vapid_public_key: "B".repeat(87),
+            guard: Guard::default(),
+        }),
         subscriptions: shelf.clone(),
         clock: Arc::new(|| NOW),
     };
@@ -512,7 +527,8 @@ async fn info_is_about_the_server_only() {
         "name": "quietline-notifier",
         "version": env!("CARGO_PKG_VERSION"),
         "onion_public_key": hex::encode(x25519_public(&Secret::new(ONION_KEY))),
-        "services": ["apns", "firebase"],
+        "services": ["apns", "firebase", "webpush"],
+        "vapid_public_key": "B".repeat(87),
     });
     assert_eq!((reply.code, reply.json()), (200, expected));
     assert_eq!(reply.header("content-type"), Some("application/json"));

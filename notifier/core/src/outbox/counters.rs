@@ -3,7 +3,7 @@
 //! In: events. Out: numbers by enum. Never: a label that is data.
 
 use super::class_of;
-use super::outcome::{Refusal, RetryReason};
+use crate::lane::{Refusal, RetryReason};
 use crate::seal::Class;
 
 /// Why an entry ended without being delivered. The names are metric labels.
@@ -22,6 +22,8 @@ pub enum DropReason {
     OurFault,
     TooLarge,
     ForeignToken,
+    /// The provider's review of contents refused it.
+    Content,
     /// An answer the tables do not know.
     Unknown,
     /// Its row could not be read.
@@ -31,7 +33,7 @@ pub enum DropReason {
 }
 
 impl DropReason {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Deadline,
         Self::Collapsed,
         Self::Shed,
@@ -40,6 +42,7 @@ impl DropReason {
         Self::OurFault,
         Self::TooLarge,
         Self::ForeignToken,
+        Self::Content,
         Self::Unknown,
         Self::Unreadable,
         Self::Unwritten,
@@ -55,6 +58,7 @@ impl DropReason {
             Self::OurFault => "our_fault",
             Self::TooLarge => "too_large",
             Self::ForeignToken => "foreign_token",
+            Self::Content => "content",
             Self::Unknown => "unknown",
             Self::Unreadable => "unreadable",
             Self::Unwritten => "unwritten",
@@ -68,6 +72,7 @@ impl From<Refusal> for DropReason {
             Refusal::OurFault => Self::OurFault,
             Refusal::TooLarge => Self::TooLarge,
             Refusal::ForeignToken => Self::ForeignToken,
+            Refusal::Content => Self::Content,
             Refusal::Unknown => Self::Unknown,
         }
     }
@@ -87,6 +92,10 @@ pub struct LaneCounters {
     pub rests: u64,
     /// Times the credential was refused.
     pub stops: u64,
+    /// Pushes sent to nobody: our own side could not.
+    pub held: u64,
+    /// Pushes taken back because no outcome came.
+    pub stalls: u64,
     dropped: [u64; DropReason::ALL.len()],
     retried: [u64; RetryReason::ALL.len()],
     shed: [u64; Class::ALL.len()],

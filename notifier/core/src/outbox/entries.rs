@@ -35,7 +35,7 @@ pub struct Slot {
     pub id: EntryId,
     pub push_id: PushId,
     pub deadline_ms: i64,
-    /// While `Retrying`: Unix milliseconds.
+    /// Unix milliseconds. While `Retrying`: when it is tried again; while `InFlight`: when it is taken back.
     pub due_ms: i64,
     /// Keyed hash of service and token, 0 = not known before the body was read.
     pub token: u64,
@@ -49,9 +49,17 @@ pub struct Slot {
     pub fallback: bool,
     /// Whether `size` is in the lane's bytes.
     pub counted: bool,
-    timed: bool,
+    timed: Timed,
     links: Links,
     same_deadline: Links,
+}
+
+/// Which of its times an entry is ordered by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Timed {
+    No,
+    Deadline,
+    Due,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +89,7 @@ impl Slot {
             class,
             fallback: false,
             counted: false,
-            timed: false,
+            timed: Timed::No,
             links: UNLINKED,
             same_deadline: UNLINKED,
         }
@@ -146,7 +154,7 @@ impl Entries {
 
     pub fn insert(&mut self, mut slot: Slot) -> Place {
         let id = slot.id;
-        slot.timed = false;
+        slot.timed = Timed::No;
         slot.same_deadline = UNLINKED;
         let place = self.free.pop().unwrap_or_else(|| self.grow());
         *self.cell(place) = Some(slot);
@@ -209,13 +217,15 @@ impl Entries {
         places
     }
 
-    /// Takes the entry out of the order of deadlines: while it is under way it is not dropped.
+    /// Takes the entry out of the order of deadlines.
     pub fn untime(&mut self, place: Place) {
         let slot = self.at_mut(place);
-        if !std::mem::take(&mut slot.timed) {
-            return;
-        }
-        let second = second_of(slot.deadline_ms);
+        let time_ms = match std::mem::replace(&mut slot.timed, Timed::No) {
+            Timed::No => return,
+            Timed::Deadline => slot.deadline_ms,
+            Timed::Due => slot.due_ms,
+        };
+        let second = second_of(time_ms);
         let Links { before, after } = std::mem::replace(&mut slot.same_deadline, UNLINKED);
         if after != NOWHERE {
             self.at_mut(after).same_deadline.before = before;
@@ -229,13 +239,27 @@ impl Entries {
         }
     }
 
-    /// Puts the entry back into the order of deadlines.
+    /// Puts the entry into the order of deadlines by its own.
     pub fn time(&mut self, place: Place) {
+        self.untime(place);
+        self.put_in_order(place, Timed::Deadline);
+    }
+
+    /// Puts the entry into the order of deadlines by the time at which it is taken back: while it is under way its own does not count.
+    pub fn time_by_due(&mut self, place: Place, due_ms: i64) {
+        self.untime(place);
+        self.at_mut(place).due_ms = due_ms;
+        self.put_in_order(place, Timed::Due);
+    }
+
+    fn put_in_order(&mut self, place: Place, timed: Timed) {
         let slot = self.at_mut(place);
-        if std::mem::replace(&mut slot.timed, true) {
-            return;
-        }
-        let second = second_of(slot.deadline_ms);
+        slot.timed = timed;
+        let second = second_of(if timed == Timed::Due {
+            slot.due_ms
+        } else {
+            slot.deadline_ms
+        });
         if let Some(first) = self.by_deadline.insert(second, place) {
             self.at_mut(place).same_deadline.after = first;
             self.at_mut(first).same_deadline.before = place;
@@ -268,6 +292,42 @@ impl Entries {
         }
         list.first = place;
         list.len += 1;
+    }
+
+    /// Puts an entry back among the first of the list, before those that are younger.
+    pub fn put_back(&mut self, list: &mut List, place: Place) {
+        let id = self.at(place).id;
+        let (mut before, mut after) = (NOWHERE, list.first);
+        for _ in 0..PUT_BACK_STEPS {
+            if after == NOWHERE || self.at(after).id > id {
+                break;
+            }
+            (before, after) = (after, self.at(after).links.after);
+        }
+        self.at_mut(place).links = Links { before, after };
+        match before {
+            NOWHERE => list.first = place,
+            before => self.at_mut(before).links.after = place,
+        }
+        match after {
+            NOWHERE => list.last = place,
+            after => self.at_mut(after).links.before = place,
+        }
+        list.len += 1;
+    }
+
+    /// `newcomer`, which is in no list, stands where `place` stood.
+    pub fn replace(&mut self, list: &mut List, place: Place, newcomer: Place) {
+        let links = std::mem::replace(&mut self.at_mut(place).links, UNLINKED);
+        self.at_mut(newcomer).links = links;
+        match links.before {
+            NOWHERE => list.first = newcomer,
+            before => self.at_mut(before).links.after = newcomer,
+        }
+        match links.after {
+            NOWHERE => list.last = newcomer,
+            after => self.at_mut(after).links.before = newcomer,
+        }
     }
 
     /// The entry must be in this list.
@@ -305,6 +365,9 @@ impl Entries {
 }
 
 const SEGMENT: usize = 1024;
+
+/// How far an entry that comes back looks for its old place. What was under way comes back in about the order it went.
+const PUT_BACK_STEPS: usize = 256;
 
 const TAKEN: &str = "a place in a list or table is taken until the entry is removed";
 
@@ -372,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_under_way_is_never_overdue() {
+    fn an_entry_out_of_the_order_is_never_overdue() {
         let mut entries = Entries::new();
         let places: Vec<_> = (0..3).map(|id| entries.insert(slot(id, 1000 + id))).collect();
         entries.untime(places[1]);
@@ -405,6 +468,66 @@ mod tests {
         }
         assert_eq!(order, [0, 1, 3]);
         assert_eq!((list.len(), list.last()), (0, None));
+    }
+
+    #[test]
+    fn entries_that_come_back_stand_in_their_old_order() {
+        let mut entries = Entries::new();
+        let mut list = List::EMPTY;
+        let places: Vec<_> = (0..8).map(|id| entries.insert(slot(id, id))).collect();
+        for place in &places[5..] {
+            entries.push_back(&mut list, *place);
+        }
+        for returned in [3, 1, 4, 0, 2] {
+            entries.put_back(&mut list, places[returned]);
+        }
+        let mut order = Vec::new();
+        while let Some(place) = list.last() {
+            order.push(entries.at(place).id.0);
+            entries.unlink(&mut list, place);
+        }
+        assert_eq!(order, [7, 6, 5, 4, 3, 2, 1, 0]);
+        entries.put_back(&mut list, places[3]);
+        assert_eq!(
+            (list.first(), list.last(), list.len()),
+            (Some(places[3]), Some(places[3]), 1)
+        );
+    }
+
+    #[test]
+    fn a_newcomer_stands_where_another_stood() {
+        let mut entries = Entries::new();
+        for replaced in 0..3 {
+            let mut list = List::EMPTY;
+            let places: Vec<_> = (0..4)
+                .map(|id| entries.insert(slot(10 * replaced as i64 + id, id)))
+                .collect();
+            for place in &places[..3] {
+                entries.push_back(&mut list, *place);
+            }
+            entries.replace(&mut list, places[replaced], places[3]);
+            let mut expected = places[..3].to_vec();
+            expected[replaced] = places[3];
+            let (mut forth, mut order) = (list, Vec::new());
+            while let Some(place) = forth.first() {
+                order.push(place);
+                entries.unlink(&mut forth, place);
+            }
+            assert_eq!(order, expected);
+        }
+    }
+
+    #[test]
+    fn an_entry_under_way_is_overdue_when_it_is_taken_back_whatever_its_deadline() {
+        let mut entries = Entries::new();
+        let place = entries.insert(slot(1, 1_000));
+        entries.time_by_due(place, 60_000);
+        assert!(entries.overdue(60_000, 10).is_empty());
+        assert_eq!(entries.overdue(61_000, 10), [place]);
+        entries.time(place);
+        assert_eq!(entries.overdue(2_000, 10), [place]);
+        entries.remove(place);
+        assert_eq!(entries.first_deadline(), None);
     }
 
     #[test]

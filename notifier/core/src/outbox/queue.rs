@@ -2,15 +2,14 @@
 //!
 //! In: calls of the shell. Out: pushes, writes, effects. Never: decides what an answer means for the lane.
 
+use super::backlog::Backlog;
 use super::counters::DropReason;
 use super::entries::{Place, Slot, Stage};
-use super::lane::{Lane, Sign, Turn};
-use super::outcome::{Outcome, RetryReason, Scope};
 use super::{
-    Effect, Entry, EntryId, Outbox, Push, PushId, Rejected, Restored, Target, Write, class_of, lane_of, lifetime,
-    millis,
+    Effect, Entry, EntryId, Outbox, Push, PushId, Rejected, Restored, Target, Write, class_of, lifetime, millis,
 };
 use crate::account::Service;
+use crate::lane::{Flight, LONGEST_PAUSE, Outcome, RetryReason, Scope, Sign, Turn};
 use crate::seal::{Class, Sealed};
 use quietline_shared::backoff::Backoff;
 use std::hash::BuildHasher;
@@ -35,8 +34,8 @@ impl Outbox {
     /// oldest of the least valuable class gives way.
     pub fn accept(&mut self, sealed: Sealed, push_id: PushId, now_ms: i64) -> Result<Entry, Rejected> {
         let (service, class) = (sealed.service, sealed.class);
-        let lane = lane_of(service);
-        if !self.lanes[lane].exists() {
+        let lane = service.place();
+        if !self.lanes[lane].lane.exists() {
             return Err(Rejected::NoLane);
         }
         let deadline_ms = sealed
@@ -84,7 +83,9 @@ impl Outbox {
     /// These entries are durable: they may go.
     pub fn handle_written(&mut self, ids: impl IntoIterator<Item = EntryId>) {
         for id in ids {
-            if let Some(place) = self.find(id, Stage::Unwritten) {
+            if let Some(place) = self.find(id, Stage::Unwritten)
+                && !self.take_place_of_older(place)
+            {
                 self.enqueue(place, End::Back);
             }
         }
@@ -101,7 +102,7 @@ impl Outbox {
 
     /// An entry that the file holds at the start; in the order of their ids.
     pub fn restore(&mut self, entry: Restored, now_ms: i64) {
-        let (lane, class) = (lane_of(entry.service), class_of(entry.class));
+        let (lane, class) = (entry.service.place(), class_of(entry.class));
         self.next_id = self.next_id.max(entry.id.0.saturating_add(1));
         if self.entries.find(entry.id).is_some() {
             return;
@@ -145,7 +146,7 @@ impl Outbox {
             let lane = self.turn;
             self.turn = (self.turn + 1) % self.lanes.len();
             while patience > 0
-                && self.lanes[lane].may_send(now_ms)
+                && self.lanes[lane].lane.may_send(now_ms)
                 && let Some(place) = self.lanes[lane].hot.iter().find_map(|list| list.first())
             {
                 patience -= 1;
@@ -193,7 +194,9 @@ impl Outbox {
         lane.bytes += slot.size as usize;
         slot.token = token;
         slot.body = Some(Arc::new(sealed));
-        self.enqueue(place, End::Back);
+        if !self.take_place_of_older(place) {
+            self.enqueue(place, End::Back);
+        }
     }
 
     /// The file has no such row, or one that is not a wakeup.
@@ -208,28 +211,49 @@ impl Outbox {
         let Some(place) = self.find(id, Stage::InFlight) else {
             return;
         };
-        let lane = usize::from(self.entries.at(place).lane);
+        let slot = self.entries.at(place);
+        let lane = usize::from(slot.lane);
         let service = Service::ALL[lane];
-        let turn = self.lanes[lane].note_answer(id, sign_of(&outcome, now_ms), now_ms, random);
-        match turn {
-            Some(Turn::Stopped) => self.effects.push_back(Effect::LaneStopped(service)),
+        let stall_ms = millis(self.stall_after(lane));
+        let flight = Flight {
+            push: id.0,
+            target: slot.token,
+            sent_at_ms: slot.due_ms.saturating_sub(stall_ms),
+        };
+        self.entries.untime(place);
+        let backlog = &mut self.lanes[lane];
+        match backlog
+            .lane
+            .note_answer(flight, Sign::of(&outcome, now_ms), now_ms, random)
+        {
+            Some(Turn::Rests) => backlog.counters.rests += 1,
+            Some(Turn::Stopped) => {
+                backlog.counters.stops += 1;
+                self.effects.push_back(Effect::LaneStopped(service));
+            }
             Some(Turn::Resumed) => self.effects.push_back(Effect::LaneResumed(service)),
             None => {}
         }
         match outcome {
             Outcome::Delivered => {
-                self.lanes[lane].note_delivered(now_ms);
+                self.lanes[lane].lane.note_delivered(now_ms);
                 self.lanes[lane].counters.delivered += 1;
                 self.end(place, None);
             }
             Outcome::Retry { after, reason } => self.retry(place, after, reason, now_ms, random),
+            Outcome::Later { after } => self.postpone(place, after, now_ms),
+            Outcome::Held { .. } => {
+                self.lanes[lane].counters.held += 1;
+                self.entries.time(place);
+                self.put_back(place);
+            }
             Outcome::Expired => self.end(place, Some(DropReason::Deadline)),
             Outcome::TryFallback => self.fall_back(place, now_ms),
             Outcome::Gone {
                 provider_time_ms,
                 certain,
             } => {
-                if self.lanes[lane].believes_gone(certain, now_ms) {
+                if self.lanes[lane].lane.believes_gone(certain, now_ms) {
                     self.effects
                         .extend(self.entries.at(place).body.as_deref().map(|sealed| Effect::TokenGone {
                             target: Target {
@@ -249,13 +273,16 @@ impl Outbox {
 
     /// The credential was exchanged: what was learnt with the old one is forgotten, and a stopped lane tries at once.
     pub fn handle_credential_changed(&mut self, service: Service, now_ms: i64) {
-        self.lanes[lane_of(service)].forget_health(now_ms);
+        self.lanes[service.place()].lane.forget_health(now_ms);
     }
 
     /// Drops what is too late and queues what is due. Bounded: [`next_deadline`](Self::next_deadline) is in the past if more is left.
     pub fn handle_timeout(&mut self, now_ms: i64) {
         for place in self.entries.overdue(now_ms, TIMEOUT_STEPS) {
-            self.end(place, Some(DropReason::Deadline));
+            match self.entries.at(place).stage {
+                Stage::InFlight => self.take_back(place, now_ms),
+                _ => self.end(place, Some(DropReason::Deadline)),
+            }
         }
         for _ in 0..TIMEOUT_STEPS {
             match self.retries.first() {
@@ -286,8 +313,8 @@ impl Outbox {
     pub fn next_deadline(&self) -> Option<i64> {
         let retry = self.retries.first().map(|(due_ms, _)| *due_ms);
         let token = self.token_ends.first().map(|(until_ms, _)| *until_ms);
-        let lanes = self.lanes.iter().filter(|lane| has_any(&lane.hot));
-        let lane = lanes.filter_map(Lane::opens_at).min();
+        let waiting = self.lanes.iter().filter(|backlog| backlog.has_hot());
+        let lane = waiting.filter_map(|backlog| backlog.lane.opens_at()).min();
         [retry, token, lane, self.entries.first_deadline()]
             .into_iter()
             .flatten()
@@ -311,10 +338,13 @@ impl Outbox {
             return None;
         }
         self.take_out(place);
-        self.entries.untime(place);
+        self.forget_too_long(place);
+        let lane = usize::from(self.entries.at(place).lane);
+        let due_ms = now_ms.saturating_add(millis(self.stall_after(lane)));
+        self.entries.time_by_due(place, due_ms);
         let slot = self.entries.at_mut(place);
         slot.stage = Stage::InFlight;
-        self.lanes[usize::from(slot.lane)].note_sent(slot.id);
+        self.lanes[lane].lane.note_sent(slot.id.0, now_ms);
         let sealed = slot.body.clone();
         debug_assert!(sealed.is_some(), "a hot entry has its body");
         Some(Push {
@@ -328,18 +358,28 @@ impl Outbox {
     }
 
     fn retry(&mut self, place: Place, after: Option<Duration>, reason: RetryReason, now_ms: i64, random: u64) {
+        if self.is_outdated(place) {
+            let lane = usize::from(self.entries.at(place).lane);
+            self.lanes[lane].counters.count_retry(reason);
+            return self.end(place, Some(DropReason::Collapsed));
+        }
         let slot = self.entries.at_mut(place);
         let lane = usize::from(slot.lane);
         let service = Service::ALL[lane];
-        let pause = reason.backoff(service).delay(slot.attempt, random);
+        let own = reason.pause(service, slot.attempt, random);
         slot.attempt = slot.attempt.saturating_add(1);
         self.lanes[lane].counters.count_retry(reason);
         let after = after.map(|after| asked_pause(after, reason, random));
         let pause = match after {
-            Some(asked) if reason.is_from_provider() => asked,
+            Some(asked) if reason.is_from_provider() => Some(asked),
             // Our own side asks for it: the pause between tries grows nevertheless.
-            Some(asked) => asked.max(pause),
-            None => pause,
+            Some(asked) => Some(asked.max(own.unwrap_or_default())),
+            None => own,
+        };
+        let Some(pause) = pause else {
+            self.note_change(place);
+            self.entries.time(place);
+            return self.put_back(place);
         };
         let until_ms = now_ms.saturating_add(millis(pause));
         let deadline_ms = slot.deadline_ms;
@@ -353,6 +393,7 @@ impl Outbox {
                 slot.stage = Stage::Retrying;
                 slot.due_ms = until_ms;
                 self.retries.insert((until_ms, place));
+                self.note_too_long(place);
                 self.cool_down(place);
             }
             Scope::Token => {
@@ -377,9 +418,9 @@ impl Outbox {
             }
             Scope::Lane => {
                 let whole = after.unwrap_or_else(|| LANE_PAUSE.delay(0, random));
-                self.lanes[lane].slow_down(whole, now_ms);
+                self.lanes[lane].lane.slow_down(whole, now_ms);
                 self.note_change(place);
-                self.enqueue(place, End::Front);
+                self.put_back(place);
             }
             Scope::LaneStopped => {
                 self.note_change(place);
@@ -387,6 +428,20 @@ impl Outbox {
                 self.enqueue(place, End::Back);
             }
         }
+    }
+
+    fn postpone(&mut self, place: Place, after: Duration, now_ms: i64) {
+        let due_ms = now_ms.saturating_add(millis(after.clamp(SHORTEST_TURN, LONGEST_PAUSE)));
+        self.entries.time(place);
+        let slot = self.entries.at_mut(place);
+        if due_ms >= slot.deadline_ms {
+            return self.end(place, Some(DropReason::Deadline));
+        }
+        // Nothing the file knows has changed: after a restart it is simply sent.
+        slot.stage = Stage::Retrying;
+        slot.due_ms = due_ms;
+        self.retries.insert((due_ms, place));
+        self.cool_down(place);
     }
 
     fn fall_back(&mut self, place: Place, now_ms: i64) {
@@ -452,6 +507,114 @@ impl Outbox {
         }
     }
 
+    /// A wakeup without a body takes the place of an older one for the same token that still waits: true if it did. The token must
+    /// be known, and the newer one must not end before the older.
+    fn take_place_of_older(&mut self, place: Place) -> bool {
+        let Some(older) = self.waiting_too_long(place) else {
+            self.note_too_long(place);
+            return false;
+        };
+        let (slot, other) = (self.entries.at(place), self.entries.at(older));
+        if other.id > slot.id || slot.deadline_ms < other.deadline_ms {
+            return false;
+        }
+        let (lane, class) = (usize::from(slot.lane), usize::from(slot.class));
+        let has_body = slot.body.is_some();
+        let stage = other.stage;
+        let took = match (stage, has_body) {
+            (Stage::Hot, true) => {
+                self.entries.replace(&mut self.lanes[lane].hot[class], older, place);
+                true
+            }
+            (Stage::Cold, false) => {
+                self.entries.replace(&mut self.lanes[lane].cold[class], older, place);
+                true
+            }
+            _ => false,
+        };
+        if took {
+            self.entries.at_mut(place).stage = stage;
+            // It is in no list any more.
+            self.entries.at_mut(older).stage = Stage::InFlight;
+        }
+        self.end(older, Some(DropReason::Collapsed));
+        self.note_too_long(place);
+        took
+    }
+
+    /// Whether a newer one of its kind waits for the same token, as long as it or longer.
+    fn is_outdated(&self, place: Place) -> bool {
+        self.waiting_too_long(place).is_some_and(|newer| {
+            let (slot, other) = (self.entries.at(place), self.entries.at(newer));
+            other.id > slot.id && other.deadline_ms >= slot.deadline_ms
+        })
+    }
+
+    /// Another wakeup without a body that waits for the same token.
+    fn waiting_too_long(&self, place: Place) -> Option<Place> {
+        let slot = self.entries.at(place);
+        let is_same = |other: &Place| *other != place && self.entries.at(*other).token == slot.token;
+        let found = self.too_long.find(slot.token, is_same)?;
+        is_too_long(slot).then_some(*found)
+    }
+
+    fn note_too_long(&mut self, place: Place) {
+        let slot = self.entries.at(place);
+        let token = slot.token;
+        if !is_too_long(slot)
+            || self
+                .too_long
+                .find(token, |other| self.entries.at(*other).token == token)
+                .is_some()
+        {
+            return;
+        }
+        let entries = &self.entries;
+        self.too_long
+            .insert_unique(token, place, |place| entries.at(*place).token);
+    }
+
+    fn forget_too_long(&mut self, place: Place) {
+        let slot = self.entries.at(place);
+        if is_too_long(slot)
+            && let Ok(found) = self.too_long.find_entry(slot.token, |other| *other == place)
+        {
+            found.remove();
+        }
+    }
+
+    /// Queues an entry that is in no list where it stood: what had its turn once has it again before what is younger.
+    fn put_back(&mut self, place: Place) {
+        let slot = self.entries.at_mut(place);
+        if slot.body.is_none() {
+            return self.enqueue(place, End::Front);
+        }
+        slot.stage = Stage::Hot;
+        let (lane, class) = (usize::from(slot.lane), usize::from(slot.class));
+        self.note_too_long(place);
+        self.entries.put_back(&mut self.lanes[lane].hot[class], place);
+    }
+
+    /// No outcome came for too long: the push may or may not have arrived.
+    fn take_back(&mut self, place: Place, now_ms: i64) {
+        let slot = self.entries.at(place);
+        let (id, lane) = (slot.id, usize::from(slot.lane));
+        self.lanes[lane].counters.stalls += 1;
+        self.effects.push_back(Effect::LaneStalled(Service::ALL[lane]));
+        let lost = Outcome::Retry {
+            after: None,
+            reason: RetryReason::Timeout,
+        };
+        self.handle_outcome(id, lost, now_ms, id.0.unsigned_abs());
+    }
+
+    fn stall_after(&self, lane: usize) -> Duration {
+        self.settings
+            .lanes
+            .get(lane)
+            .map_or(Duration::MAX, |lane| lane.stall_after)
+    }
+
     /// Takes an entry out of whatever holds it. Its stage is set by who puts it elsewhere.
     fn take_out(&mut self, place: Place) {
         let slot = self.entries.at(place);
@@ -478,6 +641,7 @@ impl Outbox {
     /// The entry is over: delivered, or dropped for a reason.
     fn end(&mut self, place: Place, reason: Option<DropReason>) {
         self.take_out(place);
+        self.forget_too_long(place);
         self.release_body(place);
         if let Some(slot) = self.entries.remove(place) {
             if let Some(reason) = reason {
@@ -540,11 +704,12 @@ impl Outbox {
     }
 
     fn may_load(&mut self, lane: usize, class: usize, size: usize, now_ms: i64) -> bool {
-        let Lane { hot, loading, .. } = &self.lanes[lane];
+        let backlog = &self.lanes[lane];
+        let Backlog { hot, loading, .. } = backlog;
         // Bodies of less worth do not count: they must not stand before this one.
         let ahead = hot.iter().take(class + 1).map(|list| list.len()).sum::<usize>() + *loading as usize;
-        let starving = *loading == 0 && !has_any(hot) && self.lanes[lane].exists();
-        starving || (ahead < self.lanes[lane].window(now_ms) && self.make_memory(size, lane, class))
+        let starving = *loading == 0 && !backlog.has_hot() && backlog.lane.exists();
+        starving || (ahead < backlog.lane.window(now_ms) && self.make_memory(size, lane, class))
     }
 
     /// Memory for a body: true if it fits, after less valuable bodies, or those of a lane beyond its share, went to wait on disk.
@@ -576,7 +741,8 @@ impl Outbox {
     }
 
     fn token_of(&self, sealed: &Sealed) -> u64 {
-        self.seed.hash_one((sealed.service, &sealed.token)).max(1)
+        let identity = sealed.token.identity(sealed.service);
+        self.seed.hash_one((sealed.service, identity)).max(1)
     }
 }
 
@@ -596,31 +762,9 @@ fn asked_pause(after: Duration, reason: RetryReason, random: u64) -> Duration {
     (after + Duration::from_millis(random % (spread_ms + 1))).min(LONGEST_PAUSE)
 }
 
-fn sign_of(outcome: &Outcome, now_ms: i64) -> Sign {
-    match outcome {
-        // None of these answers comes before the credential was accepted.
-        Outcome::Delivered
-        | Outcome::TryFallback
-        | Outcome::Gone { certain: true, .. }
-        | Outcome::Retry {
-            reason: RetryReason::TokenRate,
-            ..
-        } => Sign::Healthy,
-        Outcome::Retry {
-            reason: RetryReason::CredentialRefused,
-            ..
-        } => Sign::CredentialRefused,
-        Outcome::Retry { reason, after } if reason.is_outage() => {
-            let until_ms = after.map(|after| now_ms.saturating_add(millis(after.min(LONGEST_PAUSE))));
-            Sign::Outage { until_ms }
-        }
-        Outcome::Expired => Sign::Unknown,
-        Outcome::Retry { .. } | Outcome::Gone { .. } | Outcome::Refused(_) => Sign::Reached,
-    }
-}
-
-fn has_any(lists: &[super::entries::List; 4]) -> bool {
-    lists.iter().any(|list| list.first().is_some())
+/// Whether it carries no body, and for whom is known.
+fn is_too_long(slot: &Slot) -> bool {
+    usize::from(slot.class) == class_of(Class::TooLong) && slot.token != 0
 }
 
 /// With what the boxes and the shared count take.
@@ -636,8 +780,8 @@ const LANE_PAUSE: Backoff = Backoff {
     cap: Duration::from_secs(120),
 };
 
-/// The longest Retry-After that is followed.
-const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+/// Before the next turn of a push that had to wait for its own; so short that nobody spins.
+const SHORTEST_TURN: Duration = Duration::from_millis(10);
 
 /// The shortest one.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);

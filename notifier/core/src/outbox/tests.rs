@@ -55,7 +55,7 @@ fn the_deadline_is_the_messages_expiry_or_the_services_cap() {
 #[test]
 fn a_service_that_is_not_on_offer_takes_nothing() {
     let mut settings = OutboxSettings::default();
-    settings.set_concurrency(Service::Firebase, 0);
+    settings.set_lane(Service::Firebase, LaneSettings::ABSENT);
     let mut outbox = Outbox::new(settings, Seed::new([1; 16]), EntryId(1));
     let sealed = Sealed {
         service: Service::Firebase,
@@ -109,7 +109,7 @@ fn lanes_take_turns_and_none_blocks_another() {
 
 #[test]
 fn no_more_pushes_are_under_way_than_the_lane_allows() {
-    let mut outbox = with(|settings| settings.set_concurrency(Service::Apns, 3));
+    let mut outbox = with(|settings| settings.set_lane(Service::Apns, LaneSettings::with_concurrency(3)));
     for _ in 0..5 {
         queue(&mut outbox, wakeup(b"a", Class::Visible));
     }
@@ -120,13 +120,13 @@ fn no_more_pushes_are_under_way_than_the_lane_allows() {
 }
 
 #[test]
-fn a_failed_connection_is_tried_again_after_a_pause_that_grows() {
+fn a_provider_in_trouble_is_tried_again_after_a_pause_that_grows() {
     let mut outbox = outbox();
     let id = queue(&mut outbox, wakeup(b"a", Class::Visible));
     let mut now = NOW;
     for (attempt, pause) in [(1, 1000), (2, 2000), (3, 4000), (4, 8000)] {
         send(&mut outbox, now);
-        outbox.handle_outcome(id, retry(RetryReason::Connection, None), now, 0);
+        outbox.handle_outcome(id, retry(RetryReason::Unavailable, None), now, 0);
         assert_eq!(
             writes(&mut outbox),
             [Write::Change {
@@ -142,7 +142,7 @@ fn a_failed_connection_is_tried_again_after_a_pause_that_grows() {
         outbox.handle_timeout(now);
     }
     assert_eq!(send(&mut outbox, now).attempt, 4);
-    assert_eq!(outbox.counters(Service::Apns).retried(RetryReason::Connection), 4);
+    assert_eq!(outbox.counters(Service::Apns).retried(RetryReason::Unavailable), 4);
 }
 
 #[test]
@@ -182,8 +182,8 @@ fn the_provider_may_ask_for_a_shorter_pause_than_ours_and_each_gets_a_little_mor
         (RetryReason::Unavailable, 3600, 999, HOUR),
         (RetryReason::TokenRate, 5, 0, 5000),
         // This one is our own.
-        (RetryReason::Connection, 0, 0, 1000),
-        (RetryReason::Connection, 2, 0, 2000),
+        (RetryReason::CredentialExpired, 0, 0, 1000),
+        (RetryReason::CredentialExpired, 2, 0, 2000),
     ] {
         let mut outbox = outbox();
         let sealed = Sealed {
@@ -267,9 +267,9 @@ fn an_entry_under_way_survives_its_deadline_until_the_answer() {
         },
     );
     send(&mut outbox, NOW);
-    outbox.handle_timeout(NOW + HOUR);
+    outbox.handle_timeout(NOW + 59_000);
     assert_eq!(outbox.len(), 1);
-    outbox.handle_outcome(id, Outcome::Delivered, NOW + HOUR, 0);
+    outbox.handle_outcome(id, Outcome::Delivered, NOW + 59_000, 0);
     assert_eq!(outbox.counters(Service::Apns).delivered, 1);
 }
 
@@ -380,6 +380,7 @@ fn a_refused_entry_is_dropped_under_its_name_and_the_token_stays() {
         (Refusal::OurFault, DropReason::OurFault),
         (Refusal::TooLarge, DropReason::TooLarge),
         (Refusal::ForeignToken, DropReason::ForeignToken),
+        (Refusal::Content, DropReason::Content),
         (Refusal::Unknown, DropReason::Unknown),
     ] {
         let mut outbox = outbox();
@@ -411,6 +412,77 @@ fn a_token_that_gets_too_many_keeps_only_the_newest_and_slows_no_other() {
         .filter(|write| matches!(write, Write::Remove(_)))
         .collect();
     assert_eq!(removed, [Write::Remove(first), Write::Remove(second)]);
+}
+
+#[test]
+fn a_newer_wakeup_without_a_body_takes_the_place_of_one_that_waits_for_the_same_token() {
+    let mut outbox = outbox();
+    let old = queue(&mut outbox, wakeup(b"a", Class::TooLong));
+    let other = queue(&mut outbox, wakeup(b"b", Class::TooLong));
+    let visible = queue(&mut outbox, wakeup(b"a", Class::Visible));
+    let new = queue(&mut outbox, wakeup(b"a", Class::TooLong));
+    assert_eq!(writes(&mut outbox), [Write::Remove(old)]);
+    assert_eq!(outbox.counters(Service::Apns).dropped(DropReason::Collapsed), 1);
+    let order: Vec<_> = std::iter::from_fn(|| outbox.poll_send(NOW))
+        .map(|push| push.id)
+        .collect();
+    assert_eq!(order, [visible, new, other]);
+    // What is under way is none that waits.
+    let next = queue(&mut outbox, wakeup(b"a", Class::TooLong));
+    assert_eq!(send(&mut outbox, NOW).id, next);
+}
+
+#[test]
+fn a_wakeup_gives_way_only_to_one_that_is_on_disk_and_ends_no_earlier() {
+    let mut outbox = outbox();
+    let old = queue(&mut outbox, wakeup(b"a", Class::TooLong));
+    let unwritten = outbox.accept(wakeup(b"a", Class::TooLong), push_id(1), NOW).unwrap().id;
+    outbox.handle_write_failed([unwritten]);
+    let short = Sealed {
+        expires_at_ms: NOW + MINUTE,
+        ..wakeup(b"a", Class::TooLong)
+    };
+    let short = queue(&mut outbox, short);
+    let order: Vec<_> = std::iter::from_fn(|| outbox.poll_send(NOW))
+        .map(|push| push.id)
+        .collect();
+    assert_eq!(order, [old, short]);
+    assert!(writes(&mut outbox).is_empty());
+}
+
+#[test]
+fn a_wakeup_without_a_body_that_comes_back_is_dropped_if_a_newer_one_waits() {
+    for reason in [RetryReason::Unavailable, RetryReason::Connection, RetryReason::LaneRate] {
+        let mut outbox = outbox();
+        let old = queue(&mut outbox, wakeup(b"a", Class::TooLong));
+        send(&mut outbox, NOW);
+        let new = queue(&mut outbox, wakeup(b"a", Class::TooLong));
+        outbox.handle_outcome(old, retry(reason, None), NOW, 0);
+        assert_eq!(writes(&mut outbox), [Write::Remove(old)]);
+        let opens_at = outbox.next_deadline().unwrap_or(NOW).max(NOW);
+        assert_eq!(send(&mut outbox, opens_at).id, new);
+    }
+}
+
+#[test]
+fn one_that_waits_to_be_tried_again_gives_way_too() {
+    let mut outbox = outbox();
+    let old = queue(&mut outbox, wakeup(b"a", Class::TooLong));
+    send(&mut outbox, NOW);
+    outbox.handle_outcome(old, retry(RetryReason::Unavailable, None), NOW, 0);
+    writes(&mut outbox);
+    let new = queue(&mut outbox, wakeup(b"a", Class::TooLong));
+    assert_eq!(writes(&mut outbox), [Write::Remove(old)]);
+    assert_eq!(send(&mut outbox, NOW).id, new);
+    assert_eq!(outbox.len(), 1);
+}
+
+#[test]
+fn wakeups_without_a_body_that_wait_on_disk_give_way_where_their_token_is_known() {
+    let mut outbox = with(|settings| settings.memory = 0);
+    let ids = [0, 1, 2].map(|_| queue(&mut outbox, wakeup(b"a", Class::TooLong)));
+    assert_eq!(writes(&mut outbox), [Write::Remove(ids[0]), Write::Remove(ids[1])]);
+    assert_eq!(outbox.poll_load(10, NOW), [ids[2]]);
 }
 
 #[test]
@@ -458,12 +530,12 @@ fn a_quota_pauses_the_whole_lane_a_minute_or_as_long_as_asked() {
 #[test]
 fn an_outage_costs_one_probe_at_a_time_and_loses_nothing() {
     let mut outbox = outbox();
-    for _ in 0..100 {
-        queue(&mut outbox, wakeup(b"a", Class::Visible));
+    for token in 0..100 {
+        queue(&mut outbox, wakeup(&[token], Class::Visible));
     }
     for _ in 0..8 {
         let id = send(&mut outbox, NOW).id;
-        outbox.handle_outcome(id, retry(RetryReason::Connection, None), NOW, 0);
+        outbox.handle_outcome(id, retry(RetryReason::Unavailable, None), NOW, 0);
     }
     assert_eq!(outbox.lane_state(Service::Apns, NOW), LaneState::Resting);
     assert!(outbox.poll_send(NOW).is_none());
@@ -472,6 +544,143 @@ fn an_outage_costs_one_probe_at_a_time_and_loses_nothing() {
     outbox.handle_outcome(probe.id, Outcome::Delivered, NOW + 1000, 0);
     outbox.handle_timeout(NOW + HOUR / 2);
     assert_eq!(std::iter::from_fn(|| outbox.poll_send(NOW + HOUR / 2)).count(), 99);
+}
+
+#[test]
+fn one_token_whose_pushes_always_fail_delays_no_neighbour() {
+    let mut outbox = outbox();
+    let mut now = NOW;
+    let bad = queue(&mut outbox, wakeup(b"bad", Class::Call));
+    for neighbour in 0..12 {
+        outbox.handle_timeout(now);
+        let push = send(&mut outbox, now);
+        assert_eq!(push.id, bad);
+        let reason = [RetryReason::Timeout, RetryReason::Connection, RetryReason::Unavailable][neighbour % 3];
+        outbox.handle_outcome(bad, retry(reason, None), now, 0);
+        assert_eq!(outbox.lane_state(Service::Apns, now), LaneState::Open);
+        now = outbox.next_deadline().unwrap_or(now).max(now + 1);
+    }
+    let good = queue(&mut outbox, wakeup(b"good", Class::Quiet));
+    assert!(std::iter::from_fn(|| outbox.poll_send(now)).any(|push| push.id == good));
+}
+
+#[test]
+fn after_a_broken_connection_calls_still_go_first_and_the_older_before_the_younger() {
+    let mut outbox = outbox();
+    let quiet = [0, 1].map(|token| queue(&mut outbox, wakeup(&[token], Class::Quiet)));
+    let calls = [2, 3].map(|token| queue(&mut outbox, wakeup(&[token], Class::Call)));
+    let under_way: Vec<_> = std::iter::from_fn(|| outbox.poll_send(NOW))
+        .map(|push| push.id)
+        .collect();
+    let late_call = queue(&mut outbox, wakeup(&[4], Class::Call));
+    for id in under_way {
+        outbox.handle_outcome(id, retry(RetryReason::Connection, None), NOW, 0);
+    }
+    let order: Vec<_> = std::iter::from_fn(|| outbox.poll_send(NOW))
+        .map(|push| push.id)
+        .collect();
+    assert_eq!(order, [calls[0], calls[1], late_call, quiet[0], quiet[1]]);
+    // The second time it may be the push that breaks connections.
+    outbox.handle_outcome(calls[0], retry(RetryReason::Connection, None), NOW, 0);
+    assert!(outbox.poll_send(NOW).is_none());
+    assert_eq!(outbox.next_deadline(), Some(NOW + 1000));
+}
+
+#[test]
+fn a_push_that_must_wait_for_its_turn_delays_no_other_and_counts_as_no_try() {
+    let mut outbox = outbox();
+    let [first, second] = [0, 1].map(|token| queue(&mut outbox, wakeup(&[token], Class::Quiet)));
+    send(&mut outbox, NOW);
+    let after = Duration::from_millis(300);
+    outbox.handle_outcome(first, Outcome::Later { after }, NOW, 0);
+    assert_eq!(send(&mut outbox, NOW).id, second);
+    assert_eq!(writes(&mut outbox), []);
+    assert_eq!(outbox.next_deadline(), Some(NOW + 300));
+    outbox.handle_timeout(NOW + 300);
+    let again = send(&mut outbox, NOW + 300);
+    assert_eq!((again.id, again.attempt), (first, 0));
+    // Beyond its deadline there is no turn.
+    outbox.handle_outcome(
+        first,
+        Outcome::Later {
+            after: Duration::from_secs(3_599),
+        },
+        NOW + 10_000,
+        0,
+    );
+    assert_eq!(outbox.counters(Service::Apns).dropped(DropReason::Deadline), 1);
+}
+
+#[test]
+fn a_lane_that_cannot_send_is_held_as_a_whole_and_keeps_its_order_and_attempts() {
+    let mut outbox = outbox();
+    let quiet = [0, 1, 2].map(|token| queue(&mut outbox, wakeup(&[token], Class::Quiet)));
+    for _ in 0..3 {
+        send(&mut outbox, NOW);
+    }
+    let held = Outcome::Held {
+        pause: Duration::from_millis(700),
+    };
+    for id in [quiet[1], quiet[2], quiet[0]] {
+        outbox.handle_outcome(id, held.clone(), NOW, 0);
+    }
+    let call = queue(&mut outbox, wakeup(&[3], Class::Call));
+    assert_eq!(outbox.lane_state(Service::Apns, NOW), LaneState::Resting);
+    assert!(outbox.poll_send(NOW + 699).is_none());
+    assert_eq!(outbox.next_deadline(), Some(NOW + 700));
+    assert_eq!(writes(&mut outbox), []);
+    let probe = send(&mut outbox, NOW + 700);
+    assert_eq!((probe.id, probe.attempt), (call, 0));
+    assert!(outbox.poll_send(NOW + 700).is_none(), "one finds out");
+    outbox.handle_outcome(call, Outcome::Delivered, NOW + 720, 0);
+    let order: Vec<_> = std::iter::from_fn(|| outbox.poll_send(NOW + 720))
+        .map(|push| (push.id, push.attempt))
+        .collect();
+    assert_eq!(order, quiet.map(|id| (id, 0)));
+    assert_eq!(outbox.counters(Service::Apns).held, 3);
+}
+
+#[test]
+fn a_push_that_comes_to_no_outcome_is_taken_back_and_sent_again_under_its_name() {
+    let mut outbox = outbox();
+    let sealed = wakeup(b"a", Class::Visible);
+    let id = outbox.accept(sealed, push_id(7), NOW).unwrap().id;
+    outbox.handle_written([id]);
+    send(&mut outbox, NOW);
+    assert_eq!(outbox.next_deadline(), Some(NOW + 61_000));
+    outbox.handle_timeout(NOW + 61_000);
+    assert_eq!(effects(&mut outbox), [Effect::LaneStalled(Service::Apns)]);
+    assert_eq!(
+        (outbox.in_flight(Service::Apns), outbox.counters(Service::Apns).stalls),
+        (0, 1)
+    );
+    let now = outbox.next_deadline().unwrap();
+    outbox.handle_timeout(now);
+    let again = send(&mut outbox, now);
+    assert_eq!((again.push_id, again.attempt), (push_id(7), 1));
+    // Whoever had it comes to an end after all.
+    outbox.handle_outcome(id, Outcome::Delivered, now, 0);
+    outbox.handle_outcome(id, Outcome::Delivered, now, 0);
+    assert_eq!((outbox.len(), outbox.in_flight(Service::Apns)), (0, 0));
+}
+
+#[test]
+fn no_more_goes_in_a_second_than_the_rate_and_calls_go_first() {
+    let mut outbox = with(|settings| {
+        let lane = LaneSettings {
+            rate: 20,
+            ..LaneSettings::with_concurrency(1_000)
+        };
+        settings.set_lane(Service::Apns, lane);
+    });
+    for token in 0..50 {
+        queue(&mut outbox, wakeup(&[token], Class::Quiet));
+    }
+    assert_eq!(std::iter::from_fn(|| outbox.poll_send(NOW)).count(), 2);
+    let call = queue(&mut outbox, wakeup(b"call", Class::Call));
+    assert_eq!(outbox.next_deadline(), Some(NOW + 50));
+    assert_eq!(send(&mut outbox, NOW + 50).id, call);
+    assert!(outbox.poll_send(NOW + 50).is_none());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! In: nothing. Out: `ItemError`. Never: repeats what a client sent, except a service's name.
 
+use crate::endpoint::EndpointFault;
 use std::borrow::Cow;
 use std::fmt;
 
@@ -25,6 +26,7 @@ pub enum ItemError {
     KeyMismatch,
     UnknownService(ServiceName),
     InvalidToken,
+    InvalidEndpoint(EndpointFault),
     TimestampMissing,
     TimestampTooOld,
     TimestampTooFarAhead,
@@ -34,6 +36,11 @@ pub enum ItemError {
     SubaccountNotSigned,
     NotSignedBySubaccount,
     NotSigned,
+    BindingNotSigned,
+    /// The signer used a binding once, and whoever holds only its MONITOR signature may change nothing.
+    BindingRequired,
+    /// Tests were asked for lately; another one must wait.
+    TooManyTests,
     /// The account has as many devices as it may have; repeating does not help.
     TooManyDevices,
     /// Not the item's fault: we are starting, stopping or overloaded.
@@ -61,7 +68,7 @@ impl ItemError {
             | Self::MissingParameter
             | Self::InvalidNamespace
             | Self::TooManyNamespaces => BAD_INPUT,
-            Self::UnknownService(_) | Self::Unavailable => SERVICE_NOT_AVAILABLE,
+            Self::UnknownService(_) | Self::TooManyTests | Self::Unavailable => SERVICE_NOT_AVAILABLE,
             Self::TimedOut => SERVICE_TIMEOUT,
             Self::Internal => INTERNAL_ERROR,
             Self::NotAnObject
@@ -73,6 +80,7 @@ impl ItemError {
             | Self::KeyNotConvertible
             | Self::KeyMismatch
             | Self::InvalidToken
+            | Self::InvalidEndpoint(_)
             | Self::TimestampMissing
             | Self::TimestampTooOld
             | Self::TimestampTooFarAhead
@@ -82,6 +90,8 @@ impl ItemError {
             | Self::SubaccountNotSigned
             | Self::NotSignedBySubaccount
             | Self::NotSigned
+            | Self::BindingNotSigned
+            | Self::BindingRequired
             | Self::TooManyDevices => ERROR,
         }
     }
@@ -106,6 +116,13 @@ impl ItemError {
             }
             Self::UnknownService(name) => return Cow::Owned(name.not_available()),
             Self::InvalidToken => "Invalid token",
+            Self::InvalidEndpoint(EndpointFault::PublicKey | EndpointFault::Auth) => {
+                "Invalid keys of a Web Push subscription"
+            }
+            Self::InvalidEndpoint(EndpointFault::NotAllowed) => "This Web Push endpoint cannot be used here",
+            Self::InvalidEndpoint(_) => {
+                "Invalid Web Push endpoint: expected a plain https URL of at most 1000 characters"
+            }
             Self::TimestampMissing => "Subscription: signature timestamp is missing",
             Self::TimestampTooOld => "Subscription: sig_ts timestamp is too old",
             Self::TimestampTooFarAhead => "Subscription: sig_ts timestamp is too far in the future",
@@ -117,6 +134,9 @@ impl ItemError {
             Self::SubaccountNotSigned => "Subaccount auth signature verification failed",
             Self::NotSignedBySubaccount => "Subaccount main signature verification failed",
             Self::NotSigned => "Signature verification failed",
+            Self::BindingNotSigned => "Binding signature verification failed",
+            Self::BindingRequired => "Subscription: this signer's subscriptions need a binding signature",
+            Self::TooManyTests => "Too many tests: wait a minute",
             Self::TooManyDevices => "Too many devices for this account",
             Self::Unavailable => "Notifications cannot be changed at the moment",
             Self::TimedOut => "The request took too long",
@@ -153,6 +173,7 @@ impl ItemError {
             Self::KeyMismatch => "key_mismatch",
             Self::UnknownService(_) => "unknown_service",
             Self::InvalidToken => "invalid_token",
+            Self::InvalidEndpoint(fault) => fault.label(),
             Self::TimestampMissing => "timestamp_missing",
             Self::TimestampTooOld => "timestamp_too_old",
             Self::TimestampTooFarAhead => "timestamp_too_far_ahead",
@@ -162,6 +183,9 @@ impl ItemError {
             Self::SubaccountNotSigned => "subaccount_not_signed",
             Self::NotSignedBySubaccount => "not_signed_by_subaccount",
             Self::NotSigned => "not_signed",
+            Self::BindingNotSigned => "binding_not_signed",
+            Self::BindingRequired => "binding_required",
+            Self::TooManyTests => "too_many_tests",
             Self::TooManyDevices => "too_many_devices",
             Self::Unavailable => "unavailable",
             Self::TimedOut => "timed_out",

@@ -4,6 +4,7 @@
 
 use super::ItemError;
 use crate::account::{DeviceToken, Namespace, NamespaceSet, Service};
+use crate::endpoint::PushEndpoint;
 use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
@@ -80,27 +81,48 @@ pub(super) fn sorted(namespaces: Vec<Namespace>) -> Result<NamespaceSet, ItemErr
     }
 }
 
-/// What a provider calls the device: `token` of `service_info` (push.md §3 Q28).
+/// What a provider calls the device: `token` of `service_info` (push.md §3 Q28), or the endpoint and keys of a Web Push subscription.
 pub(super) fn device_token(service: Service, service_info: &Value) -> Result<DeviceToken, ItemError> {
     let info = service_info.as_object().ok_or(ItemError::InvalidToken)?;
-    let text = info
-        .get("token")
-        .ok_or(ItemError::MissingParameter)?
-        .as_str()
-        .ok_or(ItemError::InvalidToken)?;
     let bytes = match service {
-        Service::Apns | Service::ApnsSandbox => APNS_TOKEN_DIGITS
-            .contains(&text.len())
-            .then(|| hex::decode(text).ok())
-            .flatten(),
+        Service::Webpush => {
+            // A browser's own JSON of a subscription has its keys one level deeper.
+            let keys = info.get("keys").and_then(Value::as_object).unwrap_or(info);
+            let endpoint = PushEndpoint::parse(
+                token_text(info, "endpoint")?,
+                token_text(keys, "p256dh")?,
+                token_text(keys, "auth")?,
+            );
+            return endpoint
+                .map(|endpoint| endpoint.token())
+                .map_err(ItemError::InvalidEndpoint);
+        }
+        Service::Apns | Service::ApnsSandbox => {
+            let text = token_text(info, "token")?;
+            APNS_TOKEN_DIGITS
+                .contains(&text.len())
+                .then(|| hex::decode(text).ok())
+                .flatten()
+        }
         Service::Firebase => {
+            let text = token_text(info, "token")?;
             let plain = text
                 .bytes()
                 .all(|byte| byte.is_ascii_alphanumeric() || b"_:.-".contains(&byte));
             (plain && FIREBASE_TOKEN_CHARACTERS.contains(&text.len())).then(|| text.as_bytes().to_vec())
         }
+        Service::Huawei => {
+            let text = token_text(info, "token")?;
+            let plain = text.bytes().all(|byte| byte.is_ascii_graphic());
+            (plain && HUAWEI_TOKEN_CHARACTERS.contains(&text.len())).then(|| text.as_bytes().to_vec())
+        }
     };
     bytes.map(DeviceToken::new).ok_or(ItemError::InvalidToken)
+}
+
+fn token_text<'a>(info: &'a Map<String, Value>, key: &str) -> Result<&'a str, ItemError> {
+    let value = info.get(key).ok_or(ItemError::MissingParameter)?;
+    value.as_str().ok_or(ItemError::InvalidToken)
 }
 
 /// `N` bytes as hex of any case, as base64 of either alphabet with or without padding, or as a text of just `N` bytes (Q21).
@@ -133,10 +155,13 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 const APNS_TOKEN_DIGITS: std::ops::RangeInclusive<usize> = 64..=200;
 /// FCM's tokens have about 150 to 300.
 const FIREBASE_TOKEN_CHARACTERS: std::ops::RangeInclusive<usize> = 1..=1_000;
+/// Push Kit's tokens have about 130, of an alphabet that is nowhere promised.
+const HUAWEI_TOKEN_CHARACTERS: std::ops::RangeInclusive<usize> = 1..=1_000;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::endpoint::EndpointFault;
     use serde_json::json;
 
     #[test]
@@ -192,11 +217,53 @@ mod tests {
     }
 
     #[test]
+    fn a_huawei_token_is_any_printable_text_of_bounded_length() {
+        let token = |text: &str| device_token(Service::Huawei, &json!({ "token": text }));
+        assert_eq!(token("IQAA+/=_-.").unwrap().expose(), b"IQAA+/=_-.");
+        for text in ["", "with space", "line\nbreak", "ü", &"a".repeat(1_001)] {
+            assert_eq!(token(text), Err(ItemError::InvalidToken));
+        }
+    }
+
+    #[test]
     fn service_info_must_be_an_object_with_a_token() {
         let token = |info: Value| device_token(Service::Firebase, &info);
         assert_eq!(token(json!("text")), Err(ItemError::InvalidToken));
         assert_eq!(token(json!({})), Err(ItemError::MissingParameter));
         assert_eq!(token(json!({ "token": 5 })), Err(ItemError::InvalidToken));
+    }
+
+    #[test]
+    fn a_web_push_subscription_is_an_endpoint_with_the_readers_keys() {
+        let key = quietline_shared::crypto::P256Key::new(&quietline_shared::redact::Secret::new([7; 32])).unwrap();
+        let url_safe = base64::engine::general_purpose::URL_SAFE_NO_PAD;
+        let (p256dh, auth) = (url_safe.encode(key.public()), url_safe.encode([9; 16]));
+        let token = |info: Value| device_token(Service::Webpush, &info);
+        let endpoint = "https://push.example.org/up1";
+        let flat = token(json!({ "endpoint": endpoint, "p256dh": p256dh, "auth": auth })).unwrap();
+        assert_eq!(
+            flat.expose(),
+            [key.public().as_slice(), &[9; 16], endpoint.as_bytes()].concat()
+        );
+        assert_eq!(flat.identity(Service::Webpush), endpoint.as_bytes());
+        let browsers =
+            json!({ "endpoint": endpoint, "expirationTime": null, "keys": { "p256dh": p256dh, "auth": auth } });
+        assert_eq!(token(browsers), Ok(flat));
+        for missing in [
+            json!({ "p256dh": p256dh, "auth": auth }),
+            json!({ "endpoint": endpoint, "auth": auth }),
+            json!({ "endpoint": endpoint, "keys": {} }),
+        ] {
+            assert_eq!(token(missing), Err(ItemError::MissingParameter));
+        }
+        assert_eq!(
+            token(json!({ "endpoint": 5, "p256dh": p256dh, "auth": auth })),
+            Err(ItemError::InvalidToken)
+        );
+        assert_eq!(
+            token(json!({ "endpoint": "http://push.example.org/", "p256dh": p256dh, "auth": auth })),
+            Err(ItemError::InvalidEndpoint(EndpointFault::NotHttps))
+        );
     }
 
     #[test]

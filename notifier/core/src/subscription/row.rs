@@ -115,9 +115,14 @@ impl Subscription {
             sig_ts,
             signature,
             enc_key,
+            is_bound: false,
         })
     }
 }
+
+/// Stands in the store in the place of a row, under a name made of the signer: this signer's subscriptions need a binding as long as
+/// a MONITOR signature that came with one counts. Never a subscription's row.
+pub const BINDING_MARK: &[u8] = &[2];
 
 /// What follows the version byte.
 pub(crate) fn versioned(row: &[u8], version: u8) -> Result<&[u8], RowError> {
@@ -144,7 +149,7 @@ pub(crate) fn take_slice<'a>(rest: &mut &'a [u8], length: usize) -> Result<&'a [
 pub(crate) fn put_target(row: &mut Vec<u8>, service: Service, token: &DeviceToken) {
     let token = token.expose();
     row.push(service.code());
-    // A token that came through a request has at most 1,000 bytes.
+    // A token that came through a request has at most `DeviceToken::MAX` bytes.
     row.extend_from_slice(&u16::try_from(token.len()).unwrap_or(u16::MAX).to_be_bytes());
     row.extend_from_slice(token);
 }
@@ -153,7 +158,7 @@ pub(crate) fn take_target(rest: &mut &[u8]) -> Result<(Service, DeviceToken), Ro
     let [code] = take(rest)?;
     let service = Service::from_code(code).ok_or(RowError::Malformed)?;
     let length = usize::from(u16::from_be_bytes(take(rest)?));
-    if !(1..=MAX_TOKEN).contains(&length) {
+    if !(1..=DeviceToken::MAX).contains(&length) {
         return Err(RowError::Malformed);
     }
     Ok((service, DeviceToken::new(take_slice(rest, length)?)))
@@ -171,7 +176,5 @@ const VERSION: u8 = 1;
 const HAS_SESSION_KEY: u8 = 1;
 const HAS_SUBACCOUNT: u8 = 2;
 const WANTS_DATA: u8 = 4;
-/// The longest token a request may bring, bytes.
-const MAX_TOKEN: usize = 1_000;
 /// All of a row but its token and namespaces.
 const LONGEST_FIXED: usize = 1 + 1 + 33 + 3 + 32 + 100 + 8 + 64 + 32 + 2;

@@ -1,11 +1,12 @@
-//! Who signed a request, and what exactly they signed (push.md §3 Q22, Q26).
+//! Who signed a request, and what exactly they signed (push.md §3 Q22, Q26; docs/clients.md).
 //!
 //! In: the key fields of an item. Out: `Signer`, signed texts. Never: looks at a service or a device.
 
 use super::fields::Fields;
-use super::{ItemError, Subaccount};
+use super::{DeviceId, ItemError, Subaccount};
 use crate::account::{AccountId, NamespaceSet};
-use quietline_shared::crypto::{ed25519_to_x25519, verify_ed25519};
+use quietline_shared::crypto::{blake2b_256, ed25519_to_x25519, verify_ed25519};
+use quietline_shared::redact::Secret;
 use std::fmt::Write;
 
 /// The account a request speaks for, and the keys that may do so.
@@ -44,7 +45,7 @@ impl Signer {
         let Some(subaccount) = &self.subaccount else {
             return verified(account_key, text.as_bytes(), signature, ItemError::NotSigned);
         };
-        let [prefix, flags, _, _, delegate @ ..] = &subaccount.tag;
+        let [prefix, flags, ..] = &subaccount.tag;
         if flags & FLAG_READ == 0 {
             return Err(ItemError::SubaccountWithoutRead);
         }
@@ -57,7 +58,21 @@ impl Signer {
             &subaccount.signature,
             ItemError::SubaccountNotSigned,
         )?;
-        verified(delegate, text.as_bytes(), signature, ItemError::NotSignedBySubaccount)
+        verified(
+            subaccount.delegate(),
+            text.as_bytes(),
+            signature,
+            ItemError::NotSignedBySubaccount,
+        )
+    }
+
+    /// As [`verify`](Self::verify), of a text that the same key signs after it, so that nothing else need be checked again.
+    pub fn verify_binding(&self, text: &str, signature: &[u8; 64]) -> Result<(), ItemError> {
+        let key = match &self.subaccount {
+            None => self.session_ed25519.as_ref().unwrap_or(self.account.key()),
+            Some(subaccount) => subaccount.delegate(),
+        };
+        verified(key, text.as_bytes(), signature, ItemError::BindingNotSigned)
     }
 }
 
@@ -77,6 +92,21 @@ pub(super) fn monitor_text(account: &AccountId, sig_ts: i64, want_data: bool, na
 
 pub(super) fn unsubscribe_text(account: &AccountId, sig_ts: i64) -> String {
     format!("UNSUBSCRIBE{}{sig_ts}", hex::encode(account.expose()))
+}
+
+pub(super) fn test_text(account: &AccountId, sig_ts: i64) -> String {
+    format!("TEST{}{sig_ts}", hex::encode(account.expose()))
+}
+
+/// Everything that decides where an account's wakeups go and who can open them.
+pub(super) fn binding_text(device: &DeviceId, enc_key: &Secret<[u8; 32]>, sig_ts: i64) -> String {
+    format!(
+        "BINDING{account}{sig_ts}{service}{token}{key}",
+        account = hex::encode(device.account.expose()),
+        service = device.service.name(),
+        token = hex::encode(blake2b_256(&[device.token.expose()])),
+        key = hex::encode(enc_key.expose()),
+    )
 }
 
 fn session_key(account: &AccountId, ed25519: [u8; 32]) -> Result<[u8; 32], ItemError> {

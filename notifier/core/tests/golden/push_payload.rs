@@ -128,6 +128,7 @@ fn wake(case: &Value, event: &MessageEvent, padding: Padding) -> Box<[u8]> {
         padding,
         skip_typing: false,
         skip_too_long_config: false,
+        ..SealSettings::default()
     };
     seal(event, device, &settings, random).unwrap().body
 }

@@ -2,7 +2,7 @@
 //!
 //! In: status, headers, body. Out: an `Answer`. Never: waits, or looks at a clock.
 
-use crate::dispatch::answer::{Answer, Effect, by_status, retry_after};
+use crate::dispatch::answer::{Answer, Effect, by_status, by_status_explained, retry_after};
 use hyper::header::HeaderMap;
 use notifier_core::outbox::{Outcome, RetryReason};
 use serde::Deserialize;
@@ -27,6 +27,7 @@ pub fn classify(status: u16, headers: &HeaderMap, body: &[u8], now_ms: i64) -> A
         return unexplained(status, after);
     };
     match (status, &*reason) {
+        (_, "") => unexplained(status, after),
         // Often a sandbox token on the production host: a wrong host would say this of every token.
         (400, "BadDeviceToken") => Answer::gone_guarded("BadDeviceToken"),
         (400, "DeviceTokenNotForTopic") => Answer::gone_guarded("DeviceTokenNotForTopic").and(Effect::Alert),
@@ -69,14 +70,15 @@ pub fn classify(status: u16, headers: &HeaderMap, body: &[u8], now_ms: i64) -> A
         (503, "Shutdown") => {
             Answer::retry_after(RetryReason::Unavailable, after, "Shutdown").and(Effect::LeaveConnection)
         }
-        _ => unexplained(status, after),
+        (410, _) => Answer::gone_guarded("other-gone"),
+        _ => by_status_explained(status, after),
     }
 }
 
+/// Apple explains everything but a 405.
 fn unexplained(status: u16, after: Option<std::time::Duration>) -> Answer {
     match status {
         405 => Answer::fault_of_ours("MethodNotAllowed"),
-        410 => Answer::gone_guarded("other-gone"),
         _ => by_status(status, after),
     }
 }
@@ -225,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_410_without_a_sensible_timestamp_is_deleted_only_under_the_guard() {
-        for timestamp in ["\"x\"", "null", "1e400", "18446744073709551615", "[]", "1.5", "0", "-1"] {
+        for timestamp in ["\"x\"", "null", "18446744073709551615", "[]", "1.5", "0", "-1"] {
             let body = format!("{{\"reason\":\"Unregistered\",\"timestamp\":{timestamp}}}");
             let outcome = classify(410, &HeaderMap::new(), body.as_bytes(), 0).outcome;
             assert_eq!(outcome, GUARDED, "{timestamp}");
@@ -277,14 +279,20 @@ mod tests {
     }
 
     #[test]
-    fn garbage_falls_back_on_the_status() {
+    fn what_is_explained_in_unknown_words_is_dropped() {
+        assert_eq!(answer(400, "SomethingNew").outcome, Outcome::Refused(Refusal::Unknown));
+        assert_eq!(answer(404, "SomethingNew").outcome, Outcome::Refused(Refusal::Unknown));
+    }
+
+    #[test]
+    fn garbage_costs_neither_push_nor_token() {
         for body in [&b""[..], b"<html>", b"{", b"[]", b"{\"reason\":5}", &[0xFF; 90]] {
             let outcome = |status| classify(status, &HeaderMap::new(), body, 0).outcome;
-            assert_eq!(outcome(400), Outcome::Refused(Refusal::Unknown));
+            assert_eq!(outcome(400), retry(RetryReason::Unavailable));
             assert_eq!(outcome(403), retry(RetryReason::CredentialRefused));
-            assert_eq!(outcome(404), Outcome::Refused(Refusal::Unknown));
+            assert_eq!(outcome(404), retry(RetryReason::Unavailable));
             assert_eq!(outcome(405), Outcome::Refused(Refusal::OurFault));
-            assert_eq!(outcome(410), GUARDED);
+            assert_eq!(outcome(410), retry(RetryReason::Unavailable));
             assert_eq!(outcome(413), Outcome::TryFallback);
             assert_eq!(outcome(429), retry(RetryReason::LaneRate));
             assert_eq!(outcome(302), retry(RetryReason::Unavailable));

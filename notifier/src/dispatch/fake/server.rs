@@ -40,7 +40,9 @@ impl Root {
     }
 
     pub fn issue(&self, name: &str, last_year: i32) -> (rcgen::Certificate, rcgen::KeyPair) {
-        let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        // A name under .example for those who do not take a bare one.
+        let names = [name.to_owned(), format!("{name}.example")];
+        let mut params = rcgen::CertificateParams::new(names).unwrap();
         params.not_after = rcgen::date_time_ymd(last_year, 1, 1);
         let key = rcgen::KeyPair::generate().unwrap();
         (params.signed_by(&key, &self.issuer).unwrap(), key)

@@ -2,7 +2,7 @@
 //!
 //! In: status, headers, body. Out: an `Answer`. Never: waits, or looks at a clock.
 
-use crate::dispatch::answer::{Answer, Effect, by_status, retry_after};
+use crate::dispatch::answer::{Answer, Effect, by_status, by_status_explained, retry_after};
 use hyper::header::HeaderMap;
 use notifier_core::outbox::{Outcome, RetryReason};
 use serde::Deserialize;
@@ -77,6 +77,7 @@ pub fn classify(status: u16, headers: &HeaderMap, body: &[u8], now_ms: i64) -> A
     }
     let after = retry_after(headers, now_ms);
     let explained = serde_json::from_slice::<Envelope<'_>>(body).ok();
+    let is_explained = explained.is_some();
     let error = explained.map(|envelope| envelope.error).unwrap_or_default();
     match (status, error.error_code(), &*error.status) {
         (404, Some("UNREGISTERED"), _) => {
@@ -109,6 +110,7 @@ pub fn classify(status: u16, headers: &HeaderMap, body: &[u8], now_ms: i64) -> A
             Answer::retry_after(RetryReason::Unavailable, Some(after), "INTERNAL")
         }
         (503, ..) => Answer::retry_after(RetryReason::Unavailable, after, "UNAVAILABLE"),
+        _ if is_explained => by_status_explained(status, after),
         _ => by_status(status, after),
     }
 }
@@ -192,7 +194,10 @@ mod tests {
     #[test]
     fn a_404_without_fcms_own_code_is_not_certain() {
         assert_eq!(answer(404, &body("NOT_FOUND", "x", "")).outcome, gone(false));
-        assert_eq!(answer(404, "<html>").outcome, Outcome::Refused(Refusal::Unknown));
+        assert_eq!(
+            answer(404, &body("SOMETHING_NEW", "x", "")).outcome,
+            Outcome::Refused(Refusal::Unknown)
+        );
     }
 
     #[test]
@@ -331,11 +336,15 @@ mod tests {
     }
 
     #[test]
-    fn garbage_falls_back_on_the_status() {
+    fn garbage_costs_neither_push_nor_token() {
         for body in ["", "<html>", "{", "[]", "{\"error\":5}", "{\"error\":{\"details\":7}}"] {
-            assert_eq!(answer(400, body).outcome, Outcome::Refused(Refusal::Unknown), "{body}");
+            assert_eq!(
+                answer(400, body).outcome,
+                retry(RetryReason::Unavailable, None),
+                "{body}"
+            );
             assert_eq!(answer(401, body).outcome, retry(RetryReason::CredentialExpired, None));
-            assert_eq!(answer(404, body).outcome, Outcome::Refused(Refusal::Unknown));
+            assert_eq!(answer(404, body).outcome, retry(RetryReason::Unavailable, None));
             assert_eq!(answer(429, body).outcome, retry(RetryReason::LaneRate, Some(60)));
             assert_eq!(answer(504, body).outcome, retry(RetryReason::Unavailable, None));
         }

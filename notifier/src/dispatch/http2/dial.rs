@@ -3,6 +3,7 @@
 //! In: an `Endpoint`. Out: a stream whose peer has proved its name. Never: logs where it leads.
 
 use super::super::credential::server_name;
+use hyper::http::uri::Authority;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use std::io;
@@ -30,6 +31,20 @@ impl Endpoint {
             port,
             tls: TlsConnector::from(tls),
         })
+    }
+}
+
+/// How a URI names the host and port. `None` if it cannot.
+pub fn authority(host: &str, port: u16) -> Option<Authority> {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let host = if host.contains(':') {
+        format!("[{host}]")
+    } else {
+        host.to_owned()
+    };
+    match port {
+        443 => host.parse().ok(),
+        _ => format!("{host}:{port}").parse().ok(),
     }
 }
 
@@ -72,7 +87,7 @@ pub async fn open(endpoint: &Endpoint) -> Result<TlsStream<TcpStream>, DialFault
     // A push is one small write.
     stream.set_nodelay(true).map_err(|_| DialFault::Connect)?;
     let opened = endpoint.tls.connect(endpoint.name.clone(), stream).await;
-    opened.map_err(|error| fault_of(&error))
+    opened.map_err(|error| tls_fault(&error))
 }
 
 async fn reach(endpoint: &Endpoint) -> Result<TcpStream, DialFault> {
@@ -89,7 +104,8 @@ async fn reach(endpoint: &Endpoint) -> Result<TcpStream, DialFault> {
     Err(fault)
 }
 
-fn fault_of(error: &io::Error) -> DialFault {
+/// What a handshake that failed says.
+pub fn tls_fault(error: &io::Error) -> DialFault {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::InvalidCertificate(_)) => DialFault::Certificate,
         Some(rustls::Error::AlertReceived(rustls::AlertDescription::NoApplicationProtocol)) => DialFault::NotHttp2,

@@ -75,6 +75,60 @@ async fn a_dead_token_does_not_remove_a_row_signed_later() {
 }
 
 #[tokio::test]
+async fn who_bound_a_subscription_once_must_bind_each_after_it() {
+    let (store, folder) = empty_store().await;
+    let bound = |number, sig_ts| Subscription {
+        is_bound: true,
+        ..subscription(number, sig_ts)
+    };
+    // Rows of before stay, and whoever never bound anything goes on as ever.
+    assert_eq!(store.put(&subscription(1, NOW)).await, Ok(Put::New));
+    assert_eq!(store.put(&bound(1, NOW)).await, Ok(Put::Unchanged));
+    let thief = Subscription {
+        enc_key: Secret::new([66; 32]),
+        ..subscription(1, NOW + 1)
+    };
+    assert_eq!(store.put(&thief).await, Ok(Put::BindingRequired));
+    let mut new_token = subscription(1, NOW + 1);
+    new_token.device.token = DeviceToken::new(*b"the thief's own");
+    assert_eq!(store.put(&new_token).await, Ok(Put::BindingRequired));
+    assert_eq!(store.put(&bound(1, NOW + 1)).await, Ok(Put::Renewed));
+    assert_eq!(store.put(&subscription(2, NOW)).await, Ok(Put::New), "another account");
+    // Not even without a device, nor after a restart.
+    assert_eq!(store.remove(&device(1)).await, Ok(true));
+    store.close().await;
+    let store = open(folder.path(), KEY).await.unwrap();
+    assert_eq!(store.put(&new_token).await, Ok(Put::BindingRequired));
+    // Signed by a delegate it is another signer's.
+    let delegated = Subscription {
+        subaccount: Some(notifier_core::subscription::Subaccount {
+            tag: [7; 36],
+            signature: [8; 64],
+        }),
+        ..new_token
+    };
+    assert_eq!(store.put(&delegated).await, Ok(Put::New));
+    assert_eq!(store.count().await, Ok(2), "a mark is no subscription");
+    assert_eq!(all(&store).await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_binding_is_needed_as_long_as_a_bound_signature_counts() {
+    let (store, _folder) = empty_store().await;
+    let bound = Subscription {
+        is_bound: true,
+        ..subscription(1, NOW)
+    };
+    let both = tokio::join!(biased; store.put(&bound), store.put(&subscription(1, NOW + 1)));
+    assert_eq!(both, (Ok(Put::New), Ok(Put::BindingRequired)), "in one group");
+    let day = 86_400;
+    store.remove_expired(NOW + 14 * day).await.unwrap();
+    assert_eq!(store.put(&subscription(1, NOW + 1)).await, Ok(Put::BindingRequired));
+    store.remove_expired(NOW + 15 * day).await.unwrap();
+    assert_eq!(store.put(&subscription(1, NOW + 15 * day)).await, Ok(Put::New));
+}
+
+#[tokio::test]
 async fn expired_rows_go_the_day_after() {
     let (store, _folder) = empty_store().await;
     let day = 86_400;
@@ -281,5 +335,6 @@ fn subscription(n: u32, sig_ts: i64) -> Subscription {
         sig_ts,
         signature: [9; 64],
         enc_key: Secret::new([1; 32]),
+        is_bound: false,
     }
 }

@@ -33,11 +33,13 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(reason, after)| Outcome::Retry { after, reason: RetryReason::ALL[reason] }),
         1 => Just(Outcome::TryFallback),
         1 => Just(Outcome::Expired),
+        1 => (0u64..5_000).prop_map(|pause| Outcome::Held { pause: Duration::from_millis(pause) }),
+        1 => (0u64..5_000).prop_map(|after| Outcome::Later { after: Duration::from_millis(after) }),
         1 => any::<bool>().prop_map(|certain| Outcome::Gone { provider_time_ms: None, certain }),
         1 => Just(Outcome::Refused(Refusal::OurFault)),
     ];
     let step = prop_oneof![
-        6 => (0..3usize, 0..4u8, 0..4usize, 0..2_000_000i64)
+        6 => (0..Service::COUNT, 0..4u8, 0..4usize, 0..2_000_000i64)
             .prop_map(|(service, token, class, life)| Step::Accept { service, token, class, life }),
         5 => Just(Step::Written),
         1 => Just(Step::WriteFailed),
@@ -47,7 +49,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         8 => (any::<usize>(), outcome, any::<u64>())
             .prop_map(|(which, outcome, random)| Step::Answer { which, outcome, random }),
         3 => prop_oneof![0..2000i64, 0..200_000i64].prop_map(Step::Wait),
-        1 => (0..3usize).prop_map(Step::NewCredential),
+        1 => (0..Service::COUNT).prop_map(Step::NewCredential),
     ];
     prop::collection::vec(step, 1..300)
 }
@@ -58,7 +60,7 @@ proptest! {
     /// Every entry that was taken is delivered, dropped with a reason, or still there; and the file is told of each end.
     #[test]
     fn no_entry_is_ever_lost_and_no_limit_exceeded(steps in steps(), memory in 0usize..5000, max_entries in 1usize..40) {
-        let settings = OutboxSettings { max_entries, memory, concurrency: [3, 1, 2], breaker_failures: 2 };
+        let settings = OutboxSettings { max_entries, memory, lanes: MOST.map(few) };
         let mut outbox = Outbox::new(settings, Seed::new([1; 16]), EntryId(1));
         let mut world = World::default();
         for step in steps {
@@ -73,7 +75,7 @@ proptest! {
             world.apply(&mut outbox, Step::Load)?;
             world.apply(&mut outbox, Step::Send)?;
             world.apply(&mut outbox, Step::Answer { which: 0, outcome: Outcome::Delivered, random: 0 })?;
-            if outbox.in_flight(Service::Apns) + outbox.in_flight(Service::ApnsSandbox) + outbox.in_flight(Service::Firebase) == 0
+            if Service::ALL.into_iter().all(|service| outbox.in_flight(service) == 0)
                 && let Some(next) = outbox.next_deadline()
             {
                 world.now = world.now.max(next);
@@ -84,7 +86,25 @@ proptest! {
         world.check(&mut outbox)?;
         prop_assert_eq!(outbox.memory(), 0);
         prop_assert!(outbox.retries.is_empty());
+        prop_assert!(outbox.too_long.is_empty());
         prop_assert!(outbox.resting_tokens.values().all(|resting| resting.is_vacant()));
+    }
+}
+
+/// Pushes under way at once, by lane.
+const MOST: [u32; Service::COUNT] = {
+    let mut most = [2; Service::COUNT];
+    most[0] = 3;
+    most[1] = 1;
+    most
+};
+
+fn few(concurrency: u32) -> LaneSettings {
+    LaneSettings {
+        rate: 10,
+        breaker_failures: 2,
+        stall_after: Duration::from_secs(1_000_000),
+        ..LaneSettings::with_concurrency(concurrency)
     }
 }
 
@@ -168,7 +188,7 @@ impl World {
             }
         }
         let (mut accepted, mut ended, mut in_flight) = (0, 0, 0);
-        for (service, most) in Service::ALL.into_iter().zip([3, 1, 2]) {
+        for (service, most) in Service::ALL.into_iter().zip(MOST) {
             let counters = outbox.counters(service);
             accepted += counters.accepted;
             ended += counters.delivered
@@ -194,7 +214,7 @@ impl World {
             .sum();
         prop_assert_eq!(counted, outbox.memory());
         // Each lane may hold one body although there is no room for it, and those under way stay.
-        let most = outbox.settings.memory + 3 * (1 + 3) * 500;
+        let most = outbox.settings.memory + Service::COUNT * (1 + 3) * 500;
         prop_assert!(outbox.memory() <= most);
         Ok(())
     }

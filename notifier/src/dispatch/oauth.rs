@@ -1,9 +1,9 @@
-//! The access token of a service account: fetched once for all pushes, and again before it ends.
+//! An access token (RFC 6749): fetched once for all pushes, and again before it ends.
 //!
-//! In: the service account. Out: the `authorization` of a request. Never: two fetches at once, a fetch for each push, or a push
+//! In: what is exchanged for it. Out: the `authorization` of a request. Never: two fetches at once, a fetch for each push, or a push
 //! lost because there is no token.
 
-use crate::dispatch::credential::ServiceAccount;
+use crate::dispatch::answer::{Answer, Effect};
 use crate::dispatch::http2::{Endpoint, REPLY_MAX, open};
 use crate::dispatch::unix_ms;
 use bytes::Bytes;
@@ -11,9 +11,11 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
-use hyper::{Request, Response};
+use hyper::{Request, Response, Uri};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use notifier_core::outbox::RetryReason;
 use quietline_shared::backoff::Backoff;
+use quietline_shared::redact::Secret;
 use rustls::ClientConfig;
 use serde::Deserialize;
 use std::future::Future;
@@ -39,7 +41,7 @@ pub enum TokenFault {
     Refused { pause: Duration },
 }
 
-/// Google's tokens live 60 minutes and are replaced at 50.
+/// Tokens live 60 minutes and are replaced at 50.
 const LIFE: Duration = Duration::from_secs(3600);
 const MARGIN: Duration = Duration::from_secs(600);
 const LIFE_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -47,10 +49,18 @@ const LIFE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// A refused token is replaced at most this often: a new one is refused as well if its age is not the reason.
 const SPOILED_AT_MOST_EVERY: Duration = Duration::from_secs(60);
 
+/// What proves to the token endpoint who we are.
+pub trait Grant: Send + Sync {
+    fn token_uri(&self) -> &Uri;
+
+    /// The form that the endpoint exchanges for a token (RFC 6749 §4.4, RFC 7523 §2.1). `None` if the key cannot sign.
+    fn form(&self, unix_seconds: i64) -> Option<Secret<String>>;
+}
+
 pub struct AccessTokens(Arc<Shared>);
 
 struct Shared {
-    account: ServiceAccount,
+    grant: Box<dyn Grant>,
     endpoint: Endpoint,
     patience: Duration,
     pace: Backoff,
@@ -75,12 +85,12 @@ enum Step {
 }
 
 impl AccessTokens {
-    /// `None` if the account's token URI has no host.
-    pub fn new(account: ServiceAccount, tls: Arc<ClientConfig>, patience: Duration, pace: Backoff) -> Option<Self> {
-        let host = account.token_uri.host()?;
-        let endpoint = Endpoint::new(host, account.token_uri.port_u16().unwrap_or(443), tls)?;
+    /// `None` if the token URI has no host.
+    pub fn new(grant: impl Grant + 'static, tls: Arc<ClientConfig>, patience: Duration, pace: Backoff) -> Option<Self> {
+        let host = grant.token_uri().host()?;
+        let endpoint = Endpoint::new(host, grant.token_uri().port_u16().unwrap_or(443), tls)?;
         Some(Self(Arc::new(Shared {
-            account,
+            grant: Box::new(grant),
             endpoint,
             patience,
             pace,
@@ -233,9 +243,8 @@ impl Shared {
     }
 
     fn request(&self, is_http2: bool) -> Option<Request<Full<Bytes>>> {
-        let uri = &self.account.token_uri;
-        let assertion = self.account.assertion(unix_ms() / 1000)?;
-        let form = format!("grant_type={GRANT_TYPE}&assertion={}", assertion.expose());
+        let uri = self.grant.token_uri();
+        let form = self.grant.form(unix_ms() / 1000)?;
         // HTTP/1.1 names the host in a header, HTTP/2 in the URI.
         let request = match is_http2 {
             true => Request::post(uri.clone()),
@@ -243,13 +252,20 @@ impl Shared {
         };
         request
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-            .body(Full::new(Bytes::from(form)))
+            .body(Full::new(Bytes::copy_from_slice(form.expose().as_bytes())))
             .ok()
     }
 }
 
-/// RFC 7523 §2.1, as a form writes it.
-const GRANT_TYPE: &str = "urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer";
+/// What becomes of a push without a token.
+pub fn no_token(fault: TokenFault) -> Answer {
+    match fault {
+        TokenFault::Unreachable { pause } => Answer::held(pause, "token-unreachable"),
+        TokenFault::Refused { pause } => {
+            Answer::retry_after(RetryReason::CredentialRefused, Some(pause), "token-refused").and(Effect::Alert)
+        }
+    }
+}
 
 /// Why a fetch failed. The names are metric labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,6 +15,14 @@ pub enum Outcome {
         after: Option<Duration>,
         reason: RetryReason,
     },
+    /// Nothing was sent: it is not this one push's turn before `after` has passed. Others go on; it counts as no try.
+    Later {
+        after: Duration,
+    },
+    /// Nothing was sent: our own side cannot before `pause` has passed. The lane waits as a whole, its entries keep their order.
+    Held {
+        pause: Duration,
+    },
     /// Its own deadline passed before an answer came. It had less time than others, so this says nothing about the provider.
     Expired,
     /// Too large for the provider: send the "too long" form, once.
@@ -33,7 +41,8 @@ pub enum Outcome {
 /// Why an entry is tried again. The names are metric labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RetryReason {
-    /// Connect, TLS, reset, GOAWAY with this stream unprocessed.
+    /// The connection or the stream ended, with or without this push. Once this is the connection's fault and the push takes its
+    /// place in the queue again; from the second time on it may be the push's, and it waits on its own.
     Connection,
     Timeout,
     /// 500, 502, 503, Shutdown.
@@ -42,6 +51,8 @@ pub enum RetryReason {
     TokenRate,
     /// The whole project or lane is over its quota.
     LaneRate,
+    /// The push server of this one, of the many that the lane serves, cannot be reached, cannot work, or wants less.
+    Origin,
     /// The provider token had expired; a new one is minted.
     CredentialExpired,
     /// The credential is refused: the lane stops, its queue stays, an operator must act.
@@ -59,19 +70,22 @@ pub enum Scope {
 }
 
 impl RetryReason {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Connection,
         Self::Timeout,
         Self::Unavailable,
         Self::TokenRate,
         Self::LaneRate,
+        Self::Origin,
         Self::CredentialExpired,
         Self::CredentialRefused,
     ];
 
     pub const fn scope(self) -> Scope {
         match self {
-            Self::Connection | Self::Timeout | Self::Unavailable | Self::CredentialExpired => Scope::Entry,
+            Self::Connection | Self::Timeout | Self::Unavailable | Self::Origin | Self::CredentialExpired => {
+                Scope::Entry
+            }
             Self::TokenRate => Scope::Token,
             Self::LaneRate => Scope::Lane,
             Self::CredentialRefused => Scope::LaneStopped,
@@ -85,23 +99,31 @@ impl RetryReason {
             Self::Unavailable => "unavailable",
             Self::TokenRate => "token_rate",
             Self::LaneRate => "lane_rate",
+            Self::Origin => "origin",
             Self::CredentialExpired => "credential_expired",
             Self::CredentialRefused => "credential_refused",
         }
     }
 
-    /// The provider was not reached or could not work: what the lane's breaker counts.
-    pub(super) const fn is_outage(self) -> bool {
-        matches!(self, Self::Connection | Self::Timeout | Self::Unavailable)
+    /// Whether a pause that comes with it was asked for by the provider, not by our own side.
+    pub const fn is_from_provider(self) -> bool {
+        matches!(
+            self,
+            Self::Unavailable | Self::TokenRate | Self::LaneRate | Self::Origin
+        )
     }
 
-    /// Whether a pause that comes with it was asked for by the provider, not by our own side.
-    pub(super) const fn is_from_provider(self) -> bool {
-        matches!(self, Self::Unavailable | Self::TokenRate | Self::LaneRate)
+    /// How long an entry waits before it is tried again where the provider does not say; `attempt` = how many times it was
+    /// tried before. `None` = it takes its place in the queue again at once.
+    pub fn pause(self, service: Service, attempt: u32, random: u64) -> Option<Duration> {
+        match self {
+            Self::Connection => Some(self.backoff(service).delay(attempt.checked_sub(1)?, random)),
+            _ => Some(self.backoff(service).delay(attempt, random)),
+        }
     }
 
     /// The first pause is at least half of `base`. Google asks for ten seconds after an internal error, everybody else for one.
-    pub(super) const fn backoff(self, service: Service) -> Backoff {
+    const fn backoff(self, service: Service) -> Backoff {
         match (self, service) {
             (Self::Unavailable, Service::Firebase) => seconds(20, 600),
             (Self::TokenRate, _) => seconds(60, 1800),
@@ -127,6 +149,8 @@ pub enum Refusal {
     TooLarge,
     /// A token of another app or project while the credential is not known to be healthy.
     ForeignToken,
+    /// The provider does not like what it cannot even read.
+    Content,
     /// An answer the tables do not know.
     Unknown,
 }
@@ -137,15 +161,15 @@ mod tests {
 
     #[test]
     fn the_first_pause_is_a_second_for_apple_and_ten_for_googles_inner_faults() {
-        let least = |reason: RetryReason, service| reason.backoff(service).delay(0, 0);
-        assert_eq!(least(RetryReason::Connection, Service::Apns), Duration::from_secs(1));
-        assert_eq!(
-            least(RetryReason::Unavailable, Service::ApnsSandbox),
-            Duration::from_secs(1)
-        );
-        assert_eq!(
-            least(RetryReason::Unavailable, Service::Firebase),
-            Duration::from_secs(10)
-        );
+        let least = |service| RetryReason::Unavailable.pause(service, 0, 0);
+        assert_eq!(least(Service::ApnsSandbox), Some(Duration::from_secs(1)));
+        assert_eq!(least(Service::Firebase), Some(Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn a_push_is_blamed_for_a_broken_connection_only_the_second_time() {
+        let pause = |attempt| RetryReason::Connection.pause(Service::Apns, attempt, 0);
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        assert_eq!([0, 1, 2, 3].map(pause), [None, seconds(1), seconds(2), seconds(4)]);
     }
 }
