@@ -65,7 +65,9 @@ impl<T> Door<T> {
     /// Call after each poll and before `next`: what is sent from now on rings again.
     pub fn hush(&self) {
         let _ = self.bell.recv_bytes(DONTWAIT);
-        self.rung.store(false, Ordering::Release);
+        // A swap and not a store: `next` may not look before others see that the bell is free, or what they bring would lie there
+        // unannounced.
+        self.rung.swap(false, Ordering::AcqRel);
     }
 
     pub fn next(&self) -> Option<T> {

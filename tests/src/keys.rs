@@ -24,6 +24,12 @@ pub const APNS_KEY_ID: &str = "LABKEY0001";
 pub const APNS_TEAM_ID: &str = "LABTEAM001";
 pub const FIREBASE_PROJECT: &str = "quietline-lab";
 pub const FIREBASE_EMAIL: &str = "pusher@quietline-lab.example";
+pub const HUAWEI_CLIENT_ID: &str = "107205081";
+pub const HUAWEI_CLIENT_SECRET: &str = "hms7Kq2vXz94LwTbN1cRy8GdJfUe5MpA";
+pub const HUAWEI_PROJECT: &str = "99536292102";
+pub const HUAWEI_SUB_ACCOUNT: &str = "101783233";
+
+pub const PUSH_CONTACT: &str = "mailto:push@quietline-lab.example";
 
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
@@ -78,7 +84,12 @@ impl Authority {
 
     /// A certificate for a server on this machine, or for a client that proves who it is.
     pub fn issue(&self) -> Result<Issued, KeyError> {
-        let mut params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?;
+        self.issue_for(&["localhost".to_owned(), "127.0.0.1".to_owned()])
+    }
+
+    /// The same under these names and addresses.
+    pub fn issue_for(&self, names: &[String]) -> Result<Issued, KeyError> {
+        let mut params = CertificateParams::new(names)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
@@ -149,6 +160,13 @@ pub fn client_config(trusted: &CertificateDer<'static>) -> Result<Arc<ClientConf
     Ok(Arc::new(config))
 }
 
+/// What a TURN client that trusts only this certificate, and what it signed, uses.
+pub fn turn_client_config(trusted: &CertificateDer<'static>) -> Result<Arc<ClientConfig>, KeyError> {
+    let mut config = ClientConfig::clone(&*client_config(trusted)?);
+    config.alpn_protocols = vec![b"stun.turn".to_vec()];
+    Ok(Arc::new(config))
+}
+
 fn only(trusted: &CertificateDer<'static>) -> Result<RootCertStore, KeyError> {
     let mut roots = RootCertStore::empty();
     roots.add(trusted.clone())?;
@@ -163,13 +181,13 @@ pub struct Keys {
     pub onion_public: [u8; 32],
     /// Uncompressed point of the APNs signing key.
     pub apns_public: Vec<u8>,
-    /// PKCS#1 public key of the service account.
+    /// PKCS#1 public key of the service accounts.
     pub firebase_public: Vec<u8>,
     firebase_key_pem: String,
 }
 
 impl Keys {
-    /// Writes `onion`, `lookup`, `link`, `apns.p8`, `apns.pem`, `apns-key.pem` and `ca.pem` into `folder`;
+    /// Writes `onion`, `lookup`, `link`, `vapid`, `apns.p8`, `apns.pem`, `apns-key.pem`, `huawei.secret`, `huawei.json` and `ca.pem` into `folder`;
     /// `firebase.json` follows when it is known where tokens are given out.
     pub fn generate(folder: &Path) -> Result<Self, KeyError> {
         std::fs::create_dir_all(folder)?;
@@ -178,14 +196,25 @@ impl Keys {
         write_secret(&folder.join("onion"), &onion_secret)?;
         write_secret(&folder.join("lookup"), &sodium::random::<32>())?;
         write_secret(&folder.join("link"), &sodium::random::<32>())?;
+        write_secret(&folder.join("vapid"), &sodium::random::<32>())?;
         let apns = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
         write_secret(&folder.join("apns.p8"), apns.serialize_pem().as_bytes())?;
         let client = authority.issue()?;
         write_secret(&folder.join("apns.pem"), client.certificate_pem.as_bytes())?;
         write_secret(&folder.join("apns-key.pem"), client.key_pem.as_bytes())?;
         write_secret(&folder.join("ca.pem"), authority.pem().as_bytes())?;
+        // Making one takes long: Huawei's service account has the same.
         let firebase = RsaKeyPair::generate(KeySize::Rsa2048).map_err(|_| KeyError::Rsa)?;
         let pkcs8 = firebase.as_der().map_err(|_| KeyError::Rsa)?;
+        write_secret(&folder.join("huawei.secret"), HUAWEI_CLIENT_SECRET.as_bytes())?;
+        let huawei = json!({
+            "project_id": HUAWEI_PROJECT,
+            "key_id": hex::encode(sodium::random::<16>()),
+            "private_key": pem("PRIVATE KEY", pkcs8.as_ref()),
+            "sub_account": HUAWEI_SUB_ACCOUNT,
+            "token_uri": "https://oauth-login.cloud.huawei.com/oauth2/v3/token",
+        });
+        write_secret(&folder.join("huawei.json"), huawei.to_string().as_bytes())?;
         Ok(Self {
             folder: folder.to_owned(),
             authority,
@@ -215,7 +244,7 @@ impl Keys {
 }
 
 /// Readable by its owner only, as a careful operator would have it.
-fn write_secret(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub fn write_secret(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let mut file = std::fs::OpenOptions::new()

@@ -12,9 +12,11 @@ use crate::phone::{Phone, PhoneAnswer, PhoneMessage, PushService, unix_milliseco
 use crate::ports;
 use crate::provider::apns::Apns;
 use crate::provider::fcm::Fcm;
-use crate::provider::{Deliveries, Delivery};
+use crate::provider::huawei::Huawei;
+use crate::provider::webpush::Webpush;
+use crate::provider::{Deliveries, Delivery, Script};
 use crate::seed::Seed;
-use crate::settings::{Addresses, notifier_settings, set};
+use crate::settings::{Addresses, notifier_settings, remove, set};
 use crate::swarms::NodeList;
 use crate::system;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -52,6 +54,8 @@ pub struct LabSettings {
     pub provider_streams: u32,
     /// `("watcher.nodes_per_swarm", 5.into())`: over everything the lab would write.
     pub overrides: Vec<(String, toml::Value)>,
+    /// Settings that are left out.
+    pub omissions: Vec<String>,
     /// Longest time a start may take.
     pub ready_within: Duration,
 }
@@ -70,8 +74,14 @@ impl LabSettings {
             keep_deliveries: 10_000,
             provider_streams: 1000,
             overrides: Vec::new(),
+            omissions: Vec::new(),
             ready_within: Duration::from_secs(30),
         }
+    }
+
+    pub fn without(mut self, setting: &str) -> Self {
+        self.omissions.push(setting.to_owned());
+        self
     }
 
     pub fn with(mut self, setting: &str, value: impl Into<toml::Value>) -> Self {
@@ -111,6 +121,8 @@ pub struct Lab {
     pub apns: Apns,
     pub apns_sandbox: Apns,
     pub fcm: Fcm,
+    pub huawei: Huawei,
+    pub webpush: Webpush,
     pub deliveries: Arc<Deliveries>,
     /// The notifier's HTTP, as the storage servers and clients without onions reach it.
     pub http: HttpClient,
@@ -153,6 +165,8 @@ impl Lab {
         let apns_sandbox = Apns::start(PushService::ApnsSandbox, &keys, Arc::clone(&deliveries), streams)?;
         let fcm = Fcm::start(&keys, Arc::clone(&deliveries), streams)?;
         keys.write_service_account(&fcm.token_uri())?;
+        let huawei = Huawei::start(&keys, Arc::clone(&deliveries), streams)?;
+        let webpush = Webpush::start(&keys, Arc::clone(&deliveries), streams)?;
         let http_address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports::free()));
         let ops_address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports::free()));
         let lab = Self {
@@ -165,6 +179,8 @@ impl Lab {
             apns,
             apns_sandbox,
             fcm,
+            huawei,
+            webpush,
             deliveries,
             http: HttpClient::new(http_address),
             http_address,
@@ -192,11 +208,37 @@ impl Lab {
             apns: self.apns.address(),
             apns_sandbox: self.apns_sandbox.address(),
             fcm: self.fcm.address(),
+            huawei: self.huawei.address(),
+            huawei_token_uri: self.huawei.token_uri(),
+            webpush: self.webpush.address(),
         });
         for (path, value) in &self.settings.overrides {
             set(&mut settings, path, value.clone());
         }
+        for path in &self.settings.omissions {
+            remove(&mut settings, path);
+        }
         Ok(std::fs::write(self.settings_file(), settings.to_string())?)
+    }
+
+    /// What the provider of this service answers.
+    pub fn script(&self, service: PushService) -> &Script {
+        match service {
+            PushService::Apns => self.apns.script(),
+            PushService::ApnsSandbox => self.apns_sandbox.script(),
+            PushService::Firebase => self.fcm.script(),
+            PushService::Huawei => self.huawei.script(),
+            PushService::Webpush => self.webpush.script(),
+        }
+    }
+
+    /// Every provider drops every connection, those that stand and those that come.
+    pub fn set_providers_down(&self, down: bool) {
+        self.apns.set_down(down);
+        self.apns_sandbox.set_down(down);
+        self.fcm.set_down(down);
+        self.huawei.set_down(down);
+        self.webpush.set_down(down);
     }
 
     pub fn settings_file(&self) -> PathBuf {
@@ -244,7 +286,10 @@ impl Lab {
 
     /// A fresh phone with a fresh account; it is not subscribed yet.
     pub fn phone(&self, service: PushService) -> Phone {
-        Phone::new(service)
+        match service {
+            PushService::Webpush => Phone::new(service).with_reader(self.webpush.reader()),
+            _ => Phone::new(service),
+        }
     }
 
     /// Through an onion request; the ciphers take turns.
@@ -346,7 +391,7 @@ fn prepare_folder(folder: &Path) -> Result<(), LabError> {
         }
         std::fs::create_dir(folder.join(name))?;
     }
-    for name in ["notifier.log", "oxend.sock"] {
+    for name in ["notifier.log", "turn.log", "oxend.sock"] {
         match std::fs::remove_file(folder.join(name)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}

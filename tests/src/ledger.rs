@@ -228,6 +228,7 @@ mod tests {
             headers: Vec::new(),
             body: serde_json::Value::Null,
             at: Instant::now(),
+            answer: crate::provider::Answer::Accept,
             accepted,
             answered: Default::default(),
         }

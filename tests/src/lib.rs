@@ -1,7 +1,8 @@
-//! The lab: everything around a notifier, on foreign implementations.
+//! The lab: everything around a notifier and a relay, on foreign implementations.
 //!
-//! Fake oxend and storage nodes on libzmq, fake APNs and FCM behind real TLS, phones on libsodium. It shares no code with the
-//! product, so that an error made in the product is not repeated by what checks it; the vectors check the lab.
+//! Fake oxend and storage nodes on libzmq, fake APNs and FCM behind real TLS, phones on libsodium; TURN clients in networks of their
+//! own. It shares no code with the product, so that an error made in the product is not repeated by what checks it; the vectors check
+//! the lab.
 //!
 //! Modules in the order in which they may import each other.
 #![deny(unsafe_code)]
@@ -32,3 +33,5 @@ pub mod settings;
 
 pub mod lab;
 pub mod trial;
+
+pub mod turn;

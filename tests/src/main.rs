@@ -1,4 +1,4 @@
-//! `quietline-lab`: starts a notifier with a whole world around it, and shows a message travelling.
+//! `quietline-lab`: starts both servers with a whole world around them, and shows a message and a relayed packet travelling.
 //!
 //! In: the command line. Out: plain lines; exit code 0 if nothing was lost. Never: reaches beyond this machine.
 
@@ -10,6 +10,11 @@ use quietline_lab::ledger::Ledger;
 use quietline_lab::notifier::NotifierError;
 use quietline_lab::phone::{Phone, PhoneBody, PushService};
 use quietline_lab::sodium;
+use quietline_lab::turn::call::{Call, Ends};
+use quietline_lab::turn::client::{Packet, arrived};
+use quietline_lab::turn::relay::{Relay, RelayError, peer};
+use quietline_lab::turn::server::Transport;
+use quietline_lab::turn::stun::attribute;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -24,7 +29,7 @@ const FORTNIGHT: Duration = Duration::from_secs(14 * 24 * 3600);
 #[derive(Parser)]
 #[command(
     version,
-    about = "A push relay and everything around it, on this machine",
+    about = "A push relay, a call relay and everything around them, on this machine",
     args_conflicts_with_subcommands = true
 )]
 struct Arguments {
@@ -36,7 +41,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Start fakes, phones and a notifier, and watch messages arrive until Ctrl-C (the default)
+    /// Start fakes, phones and both servers, and watch messages and calls arrive until Ctrl-C (the default)
     Run(RunArguments),
 }
 
@@ -48,6 +53,9 @@ struct RunArguments {
     /// The quietline-notifier to run; without it the one beside this program
     #[arg(long)]
     notifier: Option<PathBuf>,
+    /// The quietline-turn to run; without it the one beside this program
+    #[arg(long)]
+    relay: Option<PathBuf>,
     /// End by itself after so many seconds of the stream
     #[arg(long)]
     seconds: Option<u64>,
@@ -78,6 +86,14 @@ enum RunError {
     NotDelivered,
     #[error("the phone read something else than what was sent")]
     WrongText,
+    #[error("{0}")]
+    Relay(#[from] RelayError),
+    #[error("a socket: {0}")]
+    Socket(#[from] std::io::Error),
+    #[error("the relay refused a client: {0}")]
+    RelayRefused(&'static str),
+    #[error("a relayed packet did not arrive")]
+    NotRelayed,
 }
 
 #[tokio::main]
@@ -92,11 +108,19 @@ async fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             screen::say(&format!("\nThe lab gave up: {error}"));
-            if matches!(error, RunError::Lab(LabError::Notifier(NotifierError::NoBinary))) {
-                screen::say("Build both with: cargo build --bin quietline-notifier --bin quietline-lab");
+            let has_no_binary = matches!(
+                error,
+                RunError::Lab(LabError::Notifier(NotifierError::NoBinary)) | RunError::Relay(RelayError::NoBinary)
+            );
+            if has_no_binary {
+                screen::say(
+                    "Build all with: cargo build --bin quietline-notifier --bin quietline-turn --bin quietline-lab",
+                );
             } else {
-                let log = arguments.folder.join("notifier.log");
-                screen::say(&format!("What the notifier said is in {}", log.display()));
+                for (server, log) in [("notifier", "notifier.log"), ("relay", "turn.log")] {
+                    let log = arguments.folder.join(log);
+                    screen::say(&format!("What the {server} said is in {}", log.display()));
+                }
             }
             ExitCode::FAILURE
         }
@@ -104,7 +128,9 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: &RunArguments) -> Result<bool, RunError> {
-    screen::say("Quietline lab: a push relay and everything around it, on this machine. Nothing leaves it.\n");
+    screen::say(
+        "Quietline lab: a push relay, a call relay and everything around them, on this machine. Nothing leaves it.\n",
+    );
     let mut stop = Stop::new().map_err(RunError::Signals)?;
     let settings = LabSettings {
         binary: arguments.notifier.clone(),
@@ -114,6 +140,7 @@ async fn run(arguments: &RunArguments) -> Result<bool, RunError> {
         ..LabSettings::in_folder(&arguments.folder)
     };
     let mut lab = Lab::surround(settings)?;
+    let mut relay = Relay::prepare(&arguments.folder, arguments.relay.as_deref(), |_| ())?;
     screen::world(&lab, arguments.phones);
     let started = Instant::now();
     tokio::select! {
@@ -121,12 +148,15 @@ async fn run(arguments: &RunArguments) -> Result<bool, RunError> {
         () = stop.asked() => return Ok(true),
     }
     screen::notifier(&lab, started.elapsed());
+    let started = Instant::now();
+    tokio::task::block_in_place(|| relay.start(PATIENCE))?;
+    screen::relay(&relay, started.elapsed());
 
     let finished = tokio::select! {
-        finished = show(&lab, arguments) => Some(finished),
+        finished = show(&lab, &relay, arguments) => Some(finished),
         () = stop.asked() => None,
     };
-    let (ledger, phones) = match finished {
+    let (ledger, phones, call) = match finished {
         Some(shown) => shown?,
         None => {
             screen::say("\nStopping before the stream began.");
@@ -134,14 +164,31 @@ async fn run(arguments: &RunArguments) -> Result<bool, RunError> {
             return Ok(true);
         }
     };
-    stream(&mut lab, arguments, &ledger, &phones, &mut stop).await;
-    close(&mut lab, &ledger, &mut stop).await
+    let mut world = World {
+        lab,
+        relay,
+        ledger,
+        phones,
+        call,
+    };
+    stream(&mut world, arguments, &mut stop).await;
+    close(world, &mut stop).await
 }
 
-/// One message step by step, then everybody subscribes.
-async fn show(lab: &Lab, arguments: &RunArguments) -> Result<(Arc<Ledger>, Vec<Phone>), RunError> {
+/// Everything that runs while messages and packets flow.
+struct World {
+    lab: Lab,
+    relay: Relay,
+    ledger: Arc<Ledger>,
+    phones: Vec<Phone>,
+    call: Call,
+}
+
+/// One message and one call step by step, then everybody subscribes.
+async fn show(lab: &Lab, relay: &Relay, arguments: &RunArguments) -> Result<(Arc<Ledger>, Vec<Phone>, Call), RunError> {
     let phone = lab.phone(PushService::Apns);
     journey(lab, &phone).await?;
+    let call = Call::begin(tokio::task::block_in_place(|| relayed_journey(relay))?);
 
     let ledger = Arc::new(Ledger::default());
     ledger.know(&phone);
@@ -165,8 +212,55 @@ async fn show(lab: &Lab, arguments: &RunArguments) -> Result<(Arc<Ledger>, Vec<P
             .ok_or(RunError::NotWatched)?;
     }
     screen::everybody(phones.len(), started.elapsed(), arguments.rate);
-    Ok((ledger, phones))
+    Ok((ledger, phones, call))
 }
+
+/// A packet to a peer and back, then from client to client; the call that is left over.
+fn relayed_journey(relay: &Relay) -> Result<Ends, RunError> {
+    let text = b"Can you hear me?";
+    let mut caller = relay.client(Transport::Udp, relay.guest())?;
+    let outside = peer()?;
+    let at = outside.local_addr()?;
+    let journey = screen::RelayJourney::begin();
+    let challenge = caller.challenge().ok_or(RunError::RelayRefused("no challenge"))?;
+    journey.challenged(challenge.bytes.len());
+    let answer = caller.allocate_with(|request| request);
+    let relayed = answer.and_then(|answer| answer.address(attribute::XOR_RELAYED_ADDRESS));
+    let relayed = relayed.ok_or(RunError::RelayRefused("no relayed address"))?;
+    journey.allocated(relayed);
+    if caller.bind(CHANNEL_OUT, at) != 0 {
+        return Err(RunError::RelayRefused("no channel to the peer"));
+    }
+    journey.bound(at, CHANNEL_OUT);
+    let sent = Instant::now();
+    caller.send_on(CHANNEL_OUT, text);
+    let (from, came) = arrived(&outside, PATIENCE).ok_or(RunError::NotRelayed)?;
+    if from != relayed || came != text {
+        return Err(RunError::NotRelayed);
+    }
+    journey.at_peer(text.len(), sent.elapsed(), from);
+    let sent = Instant::now();
+    outside.send_to(text, from)?;
+    if caller.next_within(PATIENCE) != Some(Packet::Channel(CHANNEL_OUT, text.to_vec())) {
+        return Err(RunError::NotRelayed);
+    }
+    journey.back(text.len(), sent.elapsed());
+
+    let mut called = relay.client(Transport::Tls, relay.guest())?;
+    let answer = called.allocate_with(|request| request);
+    let other = answer.and_then(|answer| answer.address(attribute::XOR_RELAYED_ADDRESS));
+    let other = other.ok_or(RunError::RelayRefused("no relayed address over TLS"))?;
+    let ends = Ends::join([caller, called], [relayed, other]);
+    let mut ends = ends.ok_or(RunError::RelayRefused("no channel to another client"))?;
+    journey.joined();
+    let took = ends.pass(false, text).ok_or(RunError::NotRelayed)?;
+    let took_back = ends.pass(true, text).ok_or(RunError::NotRelayed)?;
+    journey.within(took, took_back);
+    Ok(ends)
+}
+
+/// The channel of the peer that is no client.
+const CHANNEL_OUT: u16 = 0x4001;
 
 async fn journey(lab: &Lab, phone: &Phone) -> Result<(), RunError> {
     let text = "Are you coming tonight?";
@@ -203,7 +297,7 @@ fn enough(lab: &Lab) -> usize {
 }
 
 /// Messages at an even pace, one line a second, until the time is over or somebody stops it.
-async fn stream(lab: &mut Lab, arguments: &RunArguments, ledger: &Ledger, phones: &[Phone], stop: &mut Stop) {
+async fn stream(world: &mut World, arguments: &RunArguments, stop: &mut Stop) {
     screen::head();
     let started = Instant::now();
     let mut pace = tokio::time::interval(Duration::from_millis(10));
@@ -220,12 +314,13 @@ async fn stream(lab: &mut Lab, arguments: &RunArguments, ledger: &Ledger, phones
             .is_some_and(|seconds| elapsed >= Duration::from_secs(seconds));
         let due = (elapsed.as_secs_f64() * f64::from(arguments.rate)) as u64;
         while sent < due && !is_over {
-            send_one(lab, ledger, phones);
+            send_one(&world.lab, &world.ledger, &world.phones);
             sent += 1;
         }
         if elapsed.as_secs() > lines {
             lines = elapsed.as_secs();
-            screen::second(lines, ledger, lab.notifier().resident_bytes());
+            let memory = [world.lab.notifier().resident_bytes(), world.relay.resident_bytes()];
+            screen::second(lines, &world.ledger, &world.call, memory);
         }
         if is_over {
             return;
@@ -245,8 +340,15 @@ fn send_one(lab: &Lab, ledger: &Ledger, phones: &[Phone]) -> Option<Sent> {
     Some(lab.send(phone, 0, &data, FORTNIGHT))
 }
 
-/// Waits for what is on the way, ends the notifier, sums up. `true` if all is well.
-async fn close(lab: &mut Lab, ledger: &Ledger, stop: &mut Stop) -> Result<bool, RunError> {
+/// Waits for what is on the way, ends both servers, sums up. `true` if all is well.
+async fn close(world: World, stop: &mut Stop) -> Result<bool, RunError> {
+    let World {
+        mut lab,
+        mut relay,
+        ledger,
+        call,
+        ..
+    } = world;
     let deadline = Instant::now() + PATIENCE;
     while ledger.on_the_way() > 0 && Instant::now() < deadline {
         tokio::select! {
@@ -255,12 +357,22 @@ async fn close(lab: &mut Lab, ledger: &Ledger, stop: &mut Stop) -> Result<bool, 
         }
     }
     let lost = ledger.on_the_way();
+    let (relayed, unheard) = (call.arrived(), call.lost());
+    // With its last call a relay that was asked to end has nothing left to wait for.
+    let relay_ended_well = tokio::task::block_in_place(|| {
+        call.end();
+        relay.ask_to_end();
+        relay.wait(PATIENCE)
+    })?;
+    let relay_ended_well = relay_ended_well.is_none_or(|status| status.success());
     let status = lab.stop_notifier(Duration::from_secs(60)).await?;
     let ended_well = status.is_none_or(|status| status.success());
     let complaints = lab.deliveries.complaints();
-    screen::summary(ledger, lost, ended_well, &complaints);
+    screen::summary(&ledger, lost, ended_well, &complaints);
+    screen::relay_summary(relayed, unheard, relay_ended_well);
     let totals = ledger.totals();
-    Ok(lost == 0 && totals.strange == 0 && complaints.is_empty() && ended_well)
+    let is_well = lost == 0 && totals.strange == 0 && complaints.is_empty() && ended_well;
+    Ok(is_well && unheard == 0 && relay_ended_well)
 }
 
 /// Ctrl-C, or SIGTERM.

@@ -18,16 +18,22 @@ pub enum PushService {
     Apns,
     ApnsSandbox,
     Firebase,
+    Huawei,
+    /// Has no token of its own: its [`Reader`] comes from a push server.
+    Webpush,
 }
 
 impl PushService {
-    pub const ALL: [Self; 3] = [Self::Apns, Self::ApnsSandbox, Self::Firebase];
+    /// Those that hand out tokens without being asked where.
+    pub const ALL: [Self; 4] = [Self::Apns, Self::ApnsSandbox, Self::Firebase, Self::Huawei];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Apns => "apns",
             Self::ApnsSandbox => "apns-sandbox",
             Self::Firebase => "firebase",
+            Self::Huawei => "huawei",
+            Self::Webpush => "webpush",
         }
     }
 
@@ -40,6 +46,8 @@ impl PushService {
                 URL_SAFE_NO_PAD.encode(sodium::random::<16>()),
                 URL_SAFE_NO_PAD.encode(sodium::random::<96>())
             ),
+            Self::Huawei => format!("IQAAAA{}", URL_SAFE_NO_PAD.encode(sodium::random::<96>())),
+            Self::Webpush => String::new(),
         }
     }
 
@@ -47,9 +55,19 @@ impl PushService {
     pub fn usual_namespaces(self) -> Vec<i16> {
         match self {
             Self::Apns | Self::ApnsSandbox => vec![0, 2, 3, 4, 5],
-            Self::Firebase => vec![0],
+            Self::Firebase | Self::Huawei | Self::Webpush => vec![0],
         }
     }
+}
+
+/// What a push server handed to an app.
+#[derive(Clone)]
+pub struct Reader {
+    pub endpoint: String,
+    pub secret: [u8; 32],
+    /// Uncompressed point.
+    pub public: Vec<u8>,
+    pub auth: [u8; 16],
 }
 
 /// A member's delegated right to read a group.
@@ -76,6 +94,8 @@ pub struct Phone {
     /// Ascending.
     pub namespaces: Vec<i16>,
     pub want_data: bool,
+    /// Of a phone with Web Push; its token is the endpoint.
+    reader: Option<Reader>,
 }
 
 /// A message as the phone sees it after opening the push.
@@ -188,6 +208,19 @@ impl Phone {
             token: service.new_token(),
             namespaces,
             want_data: true,
+            reader: None,
+        }
+    }
+
+    /// The same account on a phone with Web Push.
+    pub fn with_reader(&self, reader: Reader) -> Self {
+        Self {
+            enc_key: sodium::random(),
+            service: PushService::Webpush,
+            token: reader.endpoint.clone(),
+            namespaces: PushService::Webpush.usual_namespaces(),
+            reader: Some(reader),
+            ..self.clone()
         }
     }
 
@@ -199,6 +232,10 @@ impl Phone {
             token: service.new_token(),
             ..self.clone()
         }
+    }
+
+    pub fn reader(&self) -> Option<&Reader> {
+        self.reader.as_ref()
     }
 
     pub fn account(&self) -> &[u8; 33] {
@@ -229,13 +266,41 @@ impl Phone {
         self.common_item(signed_at, &unsubscribe_message(&self.account, signed_at))
     }
 
+    /// The item of a `/test` request.
+    pub fn test_item(&self, signed_at: i64) -> Value {
+        self.common_item(signed_at, &format!("TEST{}{signed_at}", self.account_hex()))
+    }
+
+    /// The `binding` of a `/subscribe` request (docs/clients.md); for tokens that are text.
+    pub fn binding(&self, signed_at: i64) -> String {
+        let token = match &self.reader {
+            Some(reader) => [&reader.public, reader.auth.as_slice(), reader.endpoint.as_bytes()].concat(),
+            None => self.token.as_bytes().to_vec(),
+        };
+        let message = format!(
+            "BINDING{}{signed_at}{}{}{}",
+            self.account_hex(),
+            self.service.name(),
+            hex::encode(sodium::blake2b_256(&token)),
+            hex::encode(self.enc_key)
+        );
+        STANDARD.encode(self.signing.sign(message.as_bytes()))
+    }
+
     fn common_item(&self, signed_at: i64, message: &str) -> Value {
         let mut item = json!({
             "pubkey": self.account_hex(),
             "sig_ts": signed_at,
             "signature": STANDARD.encode(self.signing.sign(message.as_bytes())),
             "service": self.service.name(),
-            "service_info": { "token": self.token },
+            "service_info": match &self.reader {
+                None => json!({ "token": self.token }),
+                Some(reader) => json!({
+                    "endpoint": reader.endpoint,
+                    "p256dh": URL_SAFE_NO_PAD.encode(&reader.public),
+                    "auth": URL_SAFE_NO_PAD.encode(reader.auth),
+                }),
+            },
         });
         if let Some(key) = &self.session_ed25519 {
             item["session_ed25519"] = json!(hex::encode(key));

@@ -5,7 +5,9 @@
 pub mod apns;
 pub mod counting;
 pub mod fcm;
+pub mod huawei;
 mod jwt;
+pub mod webpush;
 
 use crate::phone::PushService;
 use crate::ports;
@@ -85,6 +87,12 @@ impl Answer {
             "code": status, "message": name, "status": name, "details": details,
         }});
         Self::refuse(status, error.to_string())
+    }
+
+    /// Huawei's code stands within a 200 as well.
+    pub fn huawei(status: u16, code: &str, msg: &str) -> Self {
+        let answer = serde_json::json!({ "code": code, "msg": msg, "requestId": "160000000000000000001" });
+        Self::refuse(status, answer.to_string())
     }
 
     /// What a proxy in between would say.
@@ -202,7 +210,9 @@ pub struct Delivery {
     pub headers: Vec<(String, String)>,
     pub body: serde_json::Value,
     pub at: Instant,
-    /// Whether the answer was a success.
+    /// What the script said to it.
+    pub answer: Answer,
+    /// Whether that was a success.
     pub accepted: bool,
     /// When a success was answered; the notifier hears of it a moment later.
     pub answered: Arc<OnceLock<Instant>>,

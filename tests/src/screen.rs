@@ -1,11 +1,14 @@
-//! Everything the lab says, in lines that need no knowledge of push or swarms.
+//! Everything the lab says, in lines that need no knowledge of push, swarms or TURN.
 //!
 //! In: what happened, and when. Out: lines on standard output. Never: keys; ids and tokens only of phones that it made up.
 
 use quietline_lab::lab::Lab;
 use quietline_lab::ledger::Ledger;
 use quietline_lab::provider::Delivery;
+use quietline_lab::turn::call::Call;
+use quietline_lab::turn::relay::Relay;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 /// One line. Who has closed the pipe does not want it any more.
@@ -36,7 +39,17 @@ pub fn notifier(lab: &Lab, took: Duration) {
         took.as_secs_f64()
     ));
     say(&format!("             settings {}", lab.settings_file().display()));
-    say(&format!("             metrics  http://{}/metrics\n", lab.ops_address()));
+    say(&format!("             metrics  http://{}/metrics", lab.ops_address()));
+}
+
+pub fn relay(relay: &Relay, took: Duration) {
+    say(&format!(
+        "  relay      the real one, ready after {:.2} s, for UDP, TCP and TLS on {}",
+        took.as_secs_f64(),
+        relay.address
+    ));
+    say(&format!("             settings {}", relay.settings_file().display()));
+    say(&format!("             metrics  http://{}/metrics\n", relay.ops));
 }
 
 pub fn everybody(phones: usize, took: Duration, rate: u32) {
@@ -112,16 +125,90 @@ impl Journey {
     }
 }
 
+/// The steps of one packet of a call, with the time since its client first asked.
+pub struct RelayJourney {
+    began: Instant,
+}
+
+impl RelayJourney {
+    pub fn begin() -> Self {
+        say("\nOne packet of a call, step by step:");
+        Self { began: Instant::now() }
+    }
+
+    pub fn challenged(&self, bytes: usize) {
+        let what = format!(
+            "a client asked for a relayed address and did not say who it is: {bytes} bytes say what is missing"
+        );
+        self.step("challenged", &what);
+    }
+
+    pub fn allocated(&self, relayed: SocketAddr) {
+        let what = format!(
+            "with a credential that names nobody it got {relayed}, a socket of the relay's for this client alone"
+        );
+        self.step("allocated", &what);
+    }
+
+    pub fn bound(&self, peer: SocketAddr, channel: u16) {
+        let what = format!("it named its peer {peer}, whom nobody else may answer for: channel {channel:#06x}");
+        self.step("bound", &what);
+    }
+
+    pub fn at_peer(&self, bytes: usize, took: Duration, from: SocketAddr) {
+        let what = format!(
+            "{bytes} bytes went client → relay → peer in {}; the peer sees {from} and not the client",
+            microseconds(took)
+        );
+        self.step("relayed", &what);
+    }
+
+    pub fn back(&self, bytes: usize, took: Duration) {
+        let what = format!(
+            "and peer → relay → client in {}, {bytes} bytes behind 4 of the channel",
+            microseconds(took)
+        );
+        self.step("answered", &what);
+    }
+
+    pub fn joined(&self) {
+        self.step(
+            "joined",
+            "a second client, over TLS, and the first named each other as peers",
+        );
+    }
+
+    pub fn within(&self, took: Duration, back: Duration) {
+        let what = format!(
+            "client → relay → client in {}, back in {}: from allocation to allocation without leaving the process",
+            microseconds(took),
+            microseconds(back)
+        );
+        self.step("within", &what);
+    }
+
+    fn step(&self, name: &str, what: &str) {
+        say(&format!(
+            "  {:>7.3} s  {name:<11}{what}",
+            self.began.elapsed().as_secs_f64()
+        ));
+    }
+}
+
 pub fn head() {
-    say("   time     sent  delivered  on the way     p50       p99   lost  twice  notifier's memory");
+    say("                              messages                                 | packets of the call |   memory, MB");
+    say(
+        "   time     sent  delivered  on the way     p50       p99   lost  twice |  relayed       lost | notifier  relay",
+    );
 }
 
 /// Counts after each second. Lost is what is on the way for more than ten seconds.
-pub fn second(second: u64, ledger: &Ledger, memory: Option<u64>) {
+pub fn second(second: u64, ledger: &Ledger, call: &Call, memory: [Option<u64>; 2]) {
     let (totals, latency) = (ledger.totals(), ledger.take_latency());
-    let memory = memory.map_or_else(|| "-".into(), |bytes| format!("{} MB", bytes / 1_000_000));
+    let [notifier, relay] =
+        memory.map(|memory| memory.map_or_else(|| "-".into(), |bytes| (bytes / 1_000_000).to_string()));
     say(&format!(
-        "{second:>5} s {:>8} {:>10} {:>11} {:>8}  {:>8} {:>6} {:>6}  {memory}",
+        "{second:>5} s {:>8} {:>10} {:>11} {:>8}  {:>8} {:>6} {:>6} | {:>8} {:>10} | {notifier:>5} MB {relay:>3} MB",
         totals.sent,
         totals.delivered,
         ledger.on_the_way(),
@@ -129,6 +216,8 @@ pub fn second(second: u64, ledger: &Ledger, memory: Option<u64>) {
         milliseconds(latency.p99),
         ledger.overdue(Duration::from_secs(10)),
         totals.duplicates,
+        call.arrived(),
+        call.lost(),
     ));
 }
 
@@ -156,6 +245,17 @@ pub fn summary(ledger: &Ledger, lost: usize, ended_well: bool, complaints: &[Str
         milliseconds(latency.p99),
         milliseconds(latency.longest),
     ));
+}
+
+pub fn relay_summary(relayed: u64, lost: u64, ended_well: bool) {
+    if !ended_well {
+        say("  the relay ended with an error");
+    }
+    say(&format!("      {relayed} packets of the call relayed, {lost} lost."));
+}
+
+fn microseconds(time: Duration) -> String {
+    format!("{} µs", time.as_micros())
 }
 
 fn milliseconds(time: Duration) -> String {

@@ -3,7 +3,7 @@
 //! In: addresses of the fakes, a folder with keys. Out: `notifier.toml` with the names of deploy/notifier.toml.
 //! Never: a value that is a secret.
 
-use crate::keys::{APNS_KEY_ID, APNS_TEAM_ID, APNS_TOPIC};
+use crate::keys::{APNS_KEY_ID, APNS_TEAM_ID, APNS_TOPIC, HUAWEI_CLIENT_ID, PUSH_CONTACT};
 use std::net::SocketAddr;
 use toml::{Table, Value, toml};
 
@@ -17,6 +17,9 @@ pub struct Addresses {
     pub apns: SocketAddr,
     pub apns_sandbox: SocketAddr,
     pub fcm: SocketAddr,
+    pub huawei: SocketAddr,
+    pub huawei_token_uri: String,
+    pub webpush: SocketAddr,
 }
 
 /// Everything that is not a default. Paths are relative to the file's folder.
@@ -55,6 +58,15 @@ pub fn notifier_settings(addresses: &Addresses) -> Table {
         service_account_file = "keys/firebase.json"
         ca_file = "keys/ca.pem"
 
+        [dispatch.huawei]
+        client_secret_file = "keys/huawei.secret"
+        ca_file = "keys/ca.pem"
+
+        [dispatch.webpush]
+        key_file = "keys/vapid"
+        allowed_networks = ["127.0.0.0/8"]
+        ca_file = "keys/ca.pem"
+
         [ops]
 
         [log]
@@ -87,6 +99,7 @@ pub fn notifier_settings(addresses: &Addresses) -> Table {
         ("apns", addresses.apns),
         ("apns-sandbox", addresses.apns_sandbox),
         ("firebase", addresses.fcm),
+        ("huawei", addresses.huawei),
     ] {
         set(
             &mut settings,
@@ -99,6 +112,15 @@ pub fn notifier_settings(addresses: &Addresses) -> Table {
             i64::from(address.port()),
         );
     }
+    set(&mut settings, "dispatch.webpush.contact", PUSH_CONTACT);
+    let port = Value::Integer(addresses.webpush.port().into());
+    set(&mut settings, "dispatch.webpush.ports", Value::Array(vec![port]));
+    set(&mut settings, "dispatch.huawei.client_id", HUAWEI_CLIENT_ID);
+    set(
+        &mut settings,
+        "dispatch.huawei.token_uri",
+        addresses.huawei_token_uri.as_str(),
+    );
     for lane in ["apns", "apns-sandbox"] {
         set(&mut settings, &format!("dispatch.{lane}.topic"), APNS_TOPIC);
         set(&mut settings, &format!("dispatch.{lane}.key_id"), APNS_KEY_ID);
@@ -116,6 +138,18 @@ pub fn set(settings: &mut Table, path: &str, value: impl Into<Value>) {
     let section = settings.entry(section).or_insert_with(|| Value::Table(Table::new()));
     if let Value::Table(section) = section {
         set(section, rest, value);
+    }
+}
+
+/// Removes `section.key`, if it is there.
+pub fn remove(settings: &mut Table, path: &str) {
+    match path.split_once('.') {
+        None => drop(settings.remove(path)),
+        Some((section, rest)) => {
+            if let Some(Value::Table(section)) = settings.get_mut(section) {
+                remove(section, rest);
+            }
+        }
     }
 }
 

@@ -1,7 +1,12 @@
-//! The two things the lab asks of the operating system that the standard library does not offer.
+//! The few things the lab asks of the operating system that the standard library does not offer.
 //!
-//! In: a number of files, a process id. Out: limits raised, signals sent. Never: touches a process the lab did not start.
-#![expect(unsafe_code, reason = "setrlimit and kill are C calls")]
+//! In: a number of files, a process id, a network. Out: limits raised, signals sent, threads moved. Never: touches a process the lab did
+//! not start.
+#![expect(unsafe_code, reason = "setrlimit, kill, unshare and setns are C calls")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
 
 /// Raises the soft limit of open files to the hard limit; a network of 1,800 nodes needs several files a node.
 /// Gives the limit now in force.
@@ -27,13 +32,46 @@ pub fn raise_open_files() -> u64 {
 
 /// Asks the child with this id to end (SIGTERM).
 pub fn ask_to_end(process: u32) {
+    signal(process, libc::SIGTERM);
+}
+
+/// Asks the child with this id to read its settings again (SIGHUP).
+pub fn ask_to_reload(process: u32) {
+    signal(process, libc::SIGHUP);
+}
+
+fn signal(process: u32, signal: i32) {
     let Ok(process) = libc::pid_t::try_from(process) else {
         return;
     };
     if process > 1 {
         // SAFETY: kill has no memory effects; the id is of a child that has not been waited for yet.
-        unsafe { libc::kill(process, libc::SIGTERM) };
+        unsafe { libc::kill(process, signal) };
     }
+}
+
+/// Puts the calling thread, and what it starts, into a network of its own; the file holds it.
+pub fn new_network() -> io::Result<File> {
+    // SAFETY: unshare has no memory effects, and without CLONE_FILES or CLONE_FS it changes nothing that other threads share.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    File::open("/proc/thread-self/ns/net")
+}
+
+/// Puts the calling thread, and what it starts, into that network.
+pub fn enter_network(network: &File) -> io::Result<()> {
+    // SAFETY: setns has no memory effects; the file is open.
+    match unsafe { libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The kernel's number of the calling thread.
+pub fn thread_id() -> i32 {
+    // SAFETY: gettid only gives a number.
+    unsafe { libc::gettid() }
 }
 
 /// A size from `/proc/PROCESS/status`, such as `VmRSS:`.

@@ -128,6 +128,7 @@ impl Fake for State {
                     body: push.body,
                     at: request.at,
                     accepted: accepts(&answer),
+                    answer: answer.clone(),
                     answered: Arc::clone(&answered),
                 });
                 carry_out(answer, || {

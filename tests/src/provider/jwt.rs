@@ -1,4 +1,4 @@
-//! Checks JSON Web Tokens the way Apple and Google would.
+//! Checks JSON Web Tokens the way Apple, Google and Huawei would.
 //!
 //! In: a token and a public key. Out: its header and claims if the signature holds. Never: decides whether they are right.
 
@@ -18,6 +18,10 @@ pub(super) fn verify_es256(token: &str, public_point: &[u8]) -> Option<Token> {
 
 pub(super) fn verify_rs256(token: &str, public_pkcs1: &[u8]) -> Option<Token> {
     verify(token, "RS256", &signature::RSA_PKCS1_2048_8192_SHA256, public_pkcs1)
+}
+
+pub(super) fn verify_ps256(token: &str, public_pkcs1: &[u8]) -> Option<Token> {
+    verify(token, "PS256", &signature::RSA_PSS_2048_8192_SHA256, public_pkcs1)
 }
 
 fn verify(

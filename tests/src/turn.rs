@@ -1,0 +1,15 @@
+//! The world around a TURN relay: clients that write every byte themselves, networks of their own, and relays as child processes.
+//!
+//! Nothing here knows our relay's code: what it says is compared with the RFCs, and with another relay.
+
+pub mod stun;
+
+pub mod net;
+
+pub mod client;
+
+pub mod server;
+
+pub mod relay;
+
+pub mod call;
