@@ -75,6 +75,9 @@ async fn a_wrong_topic_or_project_deletes_nobody() {
     lab.fcm
         .script()
         .everyone(Answer::fcm(403, "PERMISSION_DENIED", Some("SENDER_ID_MISMATCH"), None));
+    lab.huawei
+        .script()
+        .everyone(Answer::huawei(200, "80300007", "all the tokens are invalid"));
     let mut phones = Vec::new();
     for service in PushService::ALL {
         for _ in 0..10 {
@@ -87,12 +90,13 @@ async fn a_wrong_topic_or_project_deletes_nobody() {
     for phone in &phones {
         attempt(&lab, phone).await;
     }
-    until_figure(&lab, "outbox_accepted_total", "", |count| count == 30.0).await;
+    until_figure(&lab, "outbox_accepted_total", "", |count| count == 40.0).await;
     until_figure(&lab, "outbox_entries", "", |count| count == 0.0).await;
     assert_eq!(figure(&lab, "store_dead_devices_total", "").await, 0.0);
     script.clear();
     lab.apns_sandbox.script().clear();
     lab.fcm.script().clear();
+    lab.huawei.script().clear();
     for phone in &phones {
         assert!(is_stored(&lab, phone).await);
         reach(&lab, phone).await;
@@ -104,17 +108,18 @@ async fn one_bad_token_among_good_ones_is_deleted_and_harms_none_of_them() {
     let (_folder, lab) = lab(|settings| settings).await;
     let apns = Answer::apns(400, "BadDeviceToken");
     let fcm = Answer::fcm(400, "INVALID_ARGUMENT", Some("INVALID_ARGUMENT"), Some("message.token"));
-    for (service, answer) in [(PushService::Apns, apns), (PushService::Firebase, fcm)] {
+    let huawei = Answer::huawei(200, "80300007", "all the tokens are invalid");
+    for (service, answer) in [
+        (PushService::Apns, apns),
+        (PushService::Firebase, fcm),
+        (PushService::Huawei, huawei),
+    ] {
         let bad = enrolled(&lab, service).await;
         let mut good = Vec::new();
         for _ in 0..20 {
             good.push(enrolled(&lab, service).await);
         }
-        let script = if service == PushService::Apns {
-            lab.apns.script()
-        } else {
-            lab.fcm.script()
-        };
+        let script = lab.script(service);
         for phone in &good {
             reach(&lab, phone).await;
         }
@@ -185,8 +190,11 @@ async fn a_provider_in_trouble_gets_the_same_push_again() {
         Answer::apns(503, "Shutdown"),
         Answer::apns(400, "IdleTimeout"),
         Answer::apns(403, "UnrelatedKeyIdInToken"),
+        Answer::html(400),
+        Answer::html(410),
         Answer::html(502),
         Answer::huge_body(503, 1_000_000),
+        Answer::huge_body(410, 1_000_000),
         Answer::RefuseStream,
         Answer::Reset,
         Answer::Cut,
@@ -212,6 +220,7 @@ async fn google_in_trouble_gets_the_same_push_again() {
         Answer::fcm(503, "UNAVAILABLE", Some("UNAVAILABLE"), None).with_retry_after("1"),
         Answer::fcm(500, "INTERNAL", Some("INTERNAL"), None),
         Answer::html(502),
+        Answer::html(404),
         Answer::Stall,
         Answer::Cut,
         Answer::fcm(401, "UNAUTHENTICATED", None, None),
@@ -233,13 +242,9 @@ async fn google_in_trouble_gets_the_same_push_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_ends_gracefully_loses_and_repeats_nothing() {
     let (_folder, lab) = lab(|settings| settings).await;
-    for service in [PushService::Apns, PushService::Firebase] {
+    for service in PushService::ALL {
         let phone = enrolled(&lab, service).await;
-        let script = if service == PushService::Apns {
-            lab.apns.script()
-        } else {
-            lab.fcm.script()
-        };
+        let script = lab.script(service);
         script.queue(&phone.token, Answer::GoAway);
         let mut sent = Vec::new();
         for number in 0..20 {
@@ -271,13 +276,10 @@ async fn what_a_provider_finds_too_large_is_sent_without_its_body() {
         (PushService::Apns, Answer::apns(413, "PayloadTooLarge")),
         (PushService::Firebase, google),
         (PushService::Firebase, Answer::html(413)),
+        (PushService::Huawei, Answer::huawei(200, "80300008", "too large")),
     ] {
         let phone = enrolled(&lab, service).await;
-        let script = if service == PushService::Apns {
-            lab.apns.script()
-        } else {
-            lab.fcm.script()
-        };
+        let script = lab.script(service);
         script.queue(&phone.token, answer);
         let sent = lab.send(&phone, 0, b"too large for them", DAY);
         assert!(!attempt(&lab, &phone).await.accepted);
@@ -348,6 +350,66 @@ async fn an_access_token_that_google_forgot_is_fetched_anew_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn huawei_is_believed_by_the_code_within_its_200_and_gets_what_it_did_not_take_again() {
+    let (_folder, lab) = lab(|settings| settings).await;
+    let answers = [
+        Answer::huawei(200, "81000001", "an inner fault"),
+        Answer::huawei(500, "81000001", "an inner fault"),
+        Answer::html(200),
+        Answer::html(502),
+        Answer::Cut,
+    ];
+    let mut phones = Vec::new();
+    for answer in answers {
+        let phone = enrolled(&lab, PushService::Huawei).await;
+        lab.huawei.script().queue(&phone.token, answer);
+        let sent = lab.send(&phone, 0, b"again", DAY);
+        assert!(!attempt(&lab, &phone).await.accepted);
+        phones.push((phone, sent));
+    }
+    for (phone, sent) in &phones {
+        receive_sent(&lab, phone, sent, b"again").await;
+    }
+    assert_eq!(lab.deliveries.complaints(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn huaweis_access_token_is_fetched_anew_once_and_urgency_is_given_up_without_the_right_to_it() {
+    let (_folder, lab) = lab(|settings| settings).await;
+    let phone = enrolled(&lab, PushService::Huawei).await;
+    reach(&lab, &phone).await;
+    lab.huawei.revoke_bearers();
+    let sent: Vec<_> = (0..10).map(|number| lab.send(&phone, 0, &[number], DAY).hash).collect();
+    for _ in &sent {
+        assert!(sent.contains(&receive(&lab, &phone).await.1.hash));
+    }
+    assert_eq!(lab.huawei.bearers_given(), 2);
+    lab.huawei.let_urge(false);
+    let sent = lab.send(&phone, 0, b"without urgency", DAY);
+    let delivery = receive_sent(&lab, &phone, &sent, b"without urgency").await;
+    assert_eq!(delivery.body["message"]["android"]["urgency"], "NORMAL");
+    assert_eq!(lab.deliveries.complaints(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_account_reaches_harmony_os_with_a_push_type() {
+    let (_folder, lab) = lab(|settings| {
+        settings
+            .with("dispatch.huawei.api", "v3")
+            .without("dispatch.huawei.client_secret_file")
+            .with("dispatch.huawei.project", quietline_lab::keys::HUAWEI_PROJECT)
+            .with("dispatch.huawei.service_account_file", "keys/huawei.json")
+    })
+    .await;
+    let phone = enrolled(&lab, PushService::Huawei).await;
+    let sent = lab.send(&phone, 0, b"hello", DAY);
+    let delivery = receive_sent(&lab, &phone, &sent, b"hello").await;
+    let push_type = delivery.headers.iter().find(|(name, _)| name == "push-type");
+    assert_eq!(push_type.unwrap().1, "0");
+    assert_eq!(lab.deliveries.complaints(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_a_provider_calls_malformed_is_dropped_and_the_device_kept() {
     let (_folder, lab) = lab(|settings| settings).await;
     let mut answers = Vec::new();
@@ -367,7 +429,6 @@ async fn a_request_that_a_provider_calls_malformed_is_dropped_and_the_device_kep
     }
     answers.push((PushService::Apns, Answer::apns(404, "BadPath")));
     answers.push((PushService::Apns, Answer::apns(405, "MethodNotAllowed")));
-    answers.push((PushService::Apns, Answer::html(400)));
     let field = Answer::fcm(
         400,
         "INVALID_ARGUMENT",
@@ -376,16 +437,13 @@ async fn a_request_that_a_provider_calls_malformed_is_dropped_and_the_device_kep
     );
     answers.push((PushService::Firebase, field));
     answers.push((PushService::Firebase, Answer::fcm(400, "INVALID_ARGUMENT", None, None)));
-    answers.push((PushService::Firebase, Answer::html(404)));
+    answers.push((PushService::Huawei, Answer::huawei(400, "80100001", "a bad parameter")));
+    answers.push((PushService::Huawei, Answer::huawei(200, "80100016", "contents")));
     let count = answers.len() as f64;
     let mut phones = Vec::new();
     for (service, answer) in answers {
         let phone = enrolled(&lab, service).await;
-        let script = if service == PushService::Apns {
-            lab.apns.script()
-        } else {
-            lab.fcm.script()
-        };
+        let script = lab.script(service);
         script.queue(&phone.token, answer);
         lab.send(&phone, 0, b"dropped", DAY);
         assert!(!attempt(&lab, &phone).await.accepted);

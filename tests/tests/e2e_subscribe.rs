@@ -469,12 +469,14 @@ async fn info_tells_the_onion_key_and_the_services() {
     let info: Value = serde_json::from_slice(&answer.body).unwrap();
     assert_eq!(answer.status, 200);
     assert_eq!(info["onion_public_key"], hex::encode(lab.keys.onion_public));
-    assert_eq!(info["services"], json!(["apns", "apns-sandbox", "firebase"]));
+    let services = json!(["apns", "apns-sandbox", "firebase", "webpush", "huawei"]);
+    assert_eq!(info["services"], services);
+    assert!(info["vapid_public_key"].is_string());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_that_is_not_offered_is_error_2_and_one_whose_provider_is_down_is_offered() {
-    let (_folder, lab) = lab(|settings| settings).await;
+    let (_folder, lab) = lab(|settings| settings.without("dispatch.huawei")).await;
     let phone = lab.phone(PushService::Firebase);
     let item = with(&phone.subscribe_item(unix_seconds()), "service", json!("huawei"));
     let expected = json!({"error": 2, "message": "huawei notification service not currently available"});

@@ -170,7 +170,7 @@ async fn kill_again_and_again(
         let entries = read_outbox(&lab.settings.folder, scratch.path()).await;
         let stall = probe.latest_before(at);
         let safe_until = books.safe_until(ready_at, at - SAFE_AFTER - stall, taken);
-        for script in [lab.apns.script(), lab.apns_sandbox.script(), lab.fcm.script()] {
+        for script in PushService::ALL.map(|service| lab.script(service)) {
             script.clear();
         }
         let spawned_at = Instant::now();
@@ -257,10 +257,12 @@ impl Mood {
     fn set(self, lab: &Lab) {
         let apns_down = Answer::apns(503, "ServiceUnavailable");
         let fcm_down = Answer::fcm(503, "UNAVAILABLE", Some("UNAVAILABLE"), None);
+        let huawei_down = Answer::huawei(500, "81000001", "internal error");
         for (script, down) in [
             (lab.apns.script(), &apns_down),
             (lab.apns_sandbox.script(), &apns_down),
             (lab.fcm.script(), &fcm_down),
+            (lab.huawei.script(), &huawei_down),
         ] {
             match self {
                 Self::Quick => {}
@@ -372,7 +374,7 @@ impl Books {
         let apns_id = delivery
             .id
             .clone()
-            .filter(|_| delivery.service != PushService::Firebase);
+            .filter(|_| matches!(delivery.service, PushService::Apns | PushService::ApnsSandbox));
         pages.arrivals.entry(*nonce).or_default().push((delivery.at, apns_id));
     }
 

@@ -412,7 +412,7 @@ async fn a_dead_network_at_the_start_delays_wakeups_and_loses_none() {
     lab.start_notifier().await.unwrap();
     let new = subscribed(&lab, PushService::Firebase).await;
     let sent = [&old, &new].map(|phone| lab.send(phone, 0, b"while everything is dark", FORTNIGHT));
-    until_metric(&HttpClient::new(lab.ops_address()), "outbox_retried_total").await;
+    until_metric(&HttpClient::new(lab.ops_address()), "outbox_held_total").await;
     set_down(&lab, false);
     for (phone, sent) in [&old, &new].into_iter().zip(sent) {
         assert_eq!(lab.next_delivery(phone, PATIENCE).await.unwrap().1.hash, sent.hash);
@@ -580,9 +580,7 @@ fn fcm_down() -> Answer {
 }
 
 fn set_down(lab: &Lab, down: bool) {
-    lab.apns.set_down(down);
-    lab.apns_sandbox.set_down(down);
-    lab.fcm.set_down(down);
+    lab.set_providers_down(down);
 }
 
 fn in_folder(settings: LabSettings, folder: &Path) -> LabSettings {
