@@ -58,10 +58,15 @@ corpora!(
     bencode,
     onion,
     requests,
+    endpoints,
     rows,
     node_list,
     notification,
     link,
     addresses,
-    answers
+    answers,
+    wire,
+    attributes,
+    framing,
+    turn_server
 );
