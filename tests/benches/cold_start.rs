@@ -201,5 +201,6 @@ fn subscription(number: usize, now: i64) -> Subscription {
             .try_into()
             .expect("64 bytes"),
         enc_key: Secret::new(phone.enc_key),
+        is_bound: false,
     }
 }

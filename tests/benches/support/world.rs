@@ -44,6 +44,9 @@ pub fn settings(name: &str, swarms: usize) -> LabSettings {
         .with("http.onion_rate", 1_000_000)
         .with("http.onion_burst", 1_000_000)
         .with("watcher.max_list_change", 1.0)
+        .with("dispatch.apns.rate", 1_000_000)
+        .with("dispatch.firebase.rate", 1_000_000)
+        .with("dispatch.firebase.ramp", "0s")
         .with("log.level", "info");
     settings.swarms = swarms;
     settings.nodes_per_swarm = 7;
