@@ -1,32 +1,44 @@
 # make run · make test · make bench · make fuzz · make soak: each installs what it needs and does the whole job.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test bench fuzz soak setup
+.PHONY: help run relay test bench fuzz soak setup
 
 help:
-	@echo "make run    build everything, start the notifier and a lab around it, watch a phone wake (Ctrl-C ends)"
+	@echo "make run    build everything, start both servers and a lab around them, watch a phone wake and a call pass (Ctrl-C ends)"
+	@echo "make relay  a TURN relay on this machine's addresses, and what to paste into a browser (Ctrl-C ends)"
 	@echo "make test   every check: format, lints, licences, unit, end-to-end and foreign-peer tests"
 	@echo "make bench  speed and memory, each figure beside a reference of the same run"
-	@echo "make soak   a hundred kills under load (an hour)"
+	@echo "make soak   a hundred kills under load, five minutes of faults in one answer of twenty (an hour)"
 	@echo "make fuzz   every fuzz target for FUZZ_SECONDS (default 60) seconds"
 
 setup:
 	@.ci/setup
 
 run: setup
-	cargo build --release --bin quietline-notifier --bin quietline-lab
+	cargo build --release --bin quietline-notifier --bin quietline-turn --bin quietline-lab
 	target/release/quietline-lab run
+
+RELAY = target/release/quietline-turn
+relay: setup
+	cargo build --release --bin quietline-turn
+	@$(RELAY) setup --folder run/relay
+	@$(RELAY) check --settings run/relay/turn.toml
+	@echo && echo "ICE servers for a browser (README.md, \"A relay for your browser\", says how to try them):" && echo
+	@$(RELAY) credentials --settings run/relay/turn.toml
+	@echo && echo "The relay runs until Ctrl-C; live calls may go on until a second one." && echo
+	@trap : INT; $(RELAY) run --settings run/relay/turn.toml
 
 test: setup
 	.ci/check
 
 bench: setup
-	cargo build --release --bin quietline-notifier --bin quietline-lab
+	cargo build --release --bin quietline-notifier --bin quietline-turn --bin quietline-lab
 	cargo bench --workspace
 
 soak: setup
 	cargo build --release --bin quietline-notifier --bin quietline-lab
 	KILLS=100 cargo test --release -p quietline-lab --test kills -- --nocapture
+	FAULTS_SECONDS=300 cargo test --release -p quietline-lab --test faults -- --nocapture
 
 FUZZ_SECONDS ?= 60
 # The fuzzer's instrumentation is not stable yet: RUSTC_BOOTSTRAP lets the stable compiler make it, for this command only.
