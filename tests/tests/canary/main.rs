@@ -1,9 +1,10 @@
-//! The notifier at the level that prints most goes through every path, good and bad; then everything that left the process is
+//! The notifier (and in `relay` the relay) at the level that prints most goes through every path, good and bad; then everything that left the process is
 //! searched for everything private that went in.
 //!
 //! Panics cannot be provoked from outside; that their payload is not printed is tested beside the hook (`shared`, telemetry).
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are outside of its functions")]
 
+mod relay;
 mod scenes;
 mod search;
 mod world;

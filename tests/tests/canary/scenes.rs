@@ -337,18 +337,38 @@ pub async fn answers_of_the_providers(world: &mut World) {
     let example = PushService::Apns.new_token();
     apns.extend(quoting(&example));
     fcm.extend(quoting(&example));
+    let illegal = format!(r#"{{"success":0,"failure":1,"illegal_tokens":["{example}"]}}"#);
+    let mut huawei = vec![
+        Answer::huawei(200, "80100000", &illegal),
+        Answer::huawei(200, "80300007", "all the tokens are invalid"),
+        Answer::huawei(200, "80100001", "a bad parameter"),
+        Answer::huawei(200, "80200003", "the token has expired"),
+        Answer::huawei(500, "81000001", "an inner fault"),
+        Answer::html(200),
+    ];
+    huawei.extend(quoting(&example));
+    // Not 503: one push server is behind all of them, and would rest.
+    let webpush = vec![
+        Answer::html(410),
+        Answer::html(400),
+        Answer::html(507).with_retry_after("1"),
+        Answer::html(413),
+        Answer::html(201),
+    ];
     let mut asked = Vec::new();
-    for (service, answers) in [(PushService::Apns, apns), (PushService::Firebase, fcm)] {
+    let all = [
+        (PushService::Apns, apns),
+        (PushService::Firebase, fcm),
+        (PushService::Huawei, huawei),
+        (PushService::Webpush, webpush),
+    ];
+    for (service, answers) in all {
         for (number, answer) in answers.into_iter().enumerate() {
             let name = format!("{} number {number}", service.name());
-            let phone = world.subscribed(&name, Phone::new(service)).await;
+            let fresh = world.lab.phone(service);
+            let phone = world.subscribed(&name, fresh).await;
             let answer = about(answer, &example, &phone.token);
-            let script = if service == PushService::Apns {
-                world.lab.apns.script()
-            } else {
-                world.lab.fcm.script()
-            };
-            script.queue(&phone.token, answer);
+            world.lab.script(service).queue(&phone.token, answer);
             asked.push((name, phone));
         }
     }

@@ -79,15 +79,18 @@ impl World {
 
     fn mark_keys(&mut self) {
         let folder = self.lab.keys.folder.clone();
-        for name in ["onion", "lookup", "link"] {
+        for name in ["onion", "lookup", "link", "vapid"] {
             let key = std::fs::read(folder.join(name)).unwrap();
             self.values.mark_bytes(&format!("key {name}"), &key);
         }
+        let secret = std::fs::read(folder.join("huawei.secret")).unwrap();
+        self.values.mark("Huawei secret", &secret);
         let firebase: Value = serde_json::from_slice(&std::fs::read(folder.join("firebase.json")).unwrap()).unwrap();
         let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
         for (name, pem) in [
             ("APNs key", read("apns.p8")),
             ("APNs certificate's key", read("apns-key.pem")),
+            // Huawei's service account has the same.
             ("Firebase key", firebase["private_key"].as_str().unwrap().to_owned()),
         ] {
             let text: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
@@ -106,6 +109,13 @@ impl World {
         }
         self.values.mark_bytes(&format!("enc_key of {name}"), &phone.enc_key);
         self.values.mark(format!("token of {name}"), phone.token.as_bytes());
+        if let Some(reader) = phone.reader() {
+            self.values.mark_bytes(&format!("p256dh of {name}"), &reader.public);
+            self.values.mark_bytes(&format!("auth of {name}"), &reader.auth);
+            let id = reader.endpoint.rsplit('/').next().unwrap();
+            self.values
+                .mark(format!("endpoint of {name}, its last part"), id.as_bytes());
+        }
         if let Ok(token) = hex::decode(&phone.token) {
             self.values.mark(format!("token of {name}, raw"), &token);
         }
@@ -423,7 +433,9 @@ impl World {
         credentials.sort();
         credentials.dedup();
         for (number, credential) in credentials.iter().enumerate() {
-            let tail = &credential.as_bytes()[credential.len().saturating_sub(40)..];
+            // VAPID (RFC 8292 §3) says its public key behind the token; that key stands in /info for everybody.
+            let token = credential.split_once(", k=").map_or(&**credential, |(token, _)| token);
+            let tail = &token.as_bytes()[token.len().saturating_sub(40)..];
             self.values.mark(format!("credential {number}"), tail);
         }
     }
