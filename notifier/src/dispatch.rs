@@ -16,6 +16,7 @@ pub mod huawei;
 pub mod lane;
 mod oauth;
 pub mod settings;
+mod signed;
 pub mod webpush;
 
 pub use apns::Apns;

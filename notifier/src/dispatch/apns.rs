@@ -4,13 +4,13 @@
 //! connection that has not proved who it is for.
 
 pub mod answer;
-mod token;
 
 use super::answer::{Answer, Effect};
-use super::credential::{ApnsCredential, roots, tls};
+use super::credential::{ApnsCredential, ProviderKey, roots, tls};
 use super::exchange::{Exchange, Provider};
 use super::http2::{Endpoint, Pool, PoolSettings, authority};
 use super::settings::{ApnsSettings, Fault, SettingsFault, in_range};
+use super::signed::{Renewal, SignedTokens};
 use super::{Push, TOO_LARGE_HERE, base64_length, put_base64, put_hex, unix_ms};
 use answer::classify;
 use bytes::{Bytes, BytesMut};
@@ -22,7 +22,6 @@ use notifier_core::account::Service;
 use notifier_core::outbox::RetryReason;
 use notifier_core::seal::Priority;
 use std::time::Duration;
-use token::{ProviderTokens, Renewal};
 use tokio::time::Instant;
 
 /// One lane to APNs or to its sandbox.
@@ -31,7 +30,7 @@ pub struct Apns {
     topic: HeaderValue,
     authority: Authority,
     /// `None` with a certificate: the connection itself proves who we are.
-    tokens: Option<ProviderTokens>,
+    tokens: Option<SignedTokens<ProviderKey>>,
     pool: Pool,
 }
 
@@ -73,7 +72,7 @@ impl Apns {
             return Err(bad_topic);
         }
         let tokens = match credential {
-            ApnsCredential::Token(key) => Some(ProviderTokens::new(key)),
+            ApnsCredential::Token(key) => Some(SignedTokens::new(key)),
             ApnsCredential::Certificate(certificate) => {
                 // Unix seconds; an alert compares it with the clock.
                 metrics::gauge!("dispatch_certificate_expires_seconds", "service" => service.name())

@@ -8,6 +8,7 @@ pub use expiry::not_after;
 
 use crate::dispatch::oauth::Grant;
 use crate::dispatch::settings::{ApnsSettings, Fault, FirebaseSettings, HuaweiSettings};
+use crate::dispatch::signed::Signer;
 use hyper::Uri;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use quietline_shared::redact::Secret;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A setting within its section, and its fault.
 pub type Named<T> = Result<T, (&'static str, Fault)>;
@@ -90,14 +92,22 @@ impl ProviderKey {
         opened.sign(0).ok_or(bad)?;
         Ok(opened)
     }
+}
 
-    /// A provider token issued at `unix_seconds`.
-    pub fn sign(&self, unix_seconds: i64) -> Option<String> {
+impl Signer for ProviderKey {
+    const SCHEME: &'static str = "bearer";
+    /// Apple accepts a token for 60 minutes.
+    const REUSED: Duration = Duration::from_secs(45 * 60);
+    /// Apple answers TooManyProviderTokenUpdates to those who sign more often.
+    const SIGNED_AT_MOST_EVERY: Duration = Duration::from_secs(20 * 60);
+
+    fn sign(&self, unix_seconds: i64) -> Option<Secret<String>> {
         let claims = ProviderClaims {
             iss: &self.team_id,
             iat: unix_seconds,
         };
-        jsonwebtoken::encode(&self.header, &claims, &self.key).ok()
+        let token = jsonwebtoken::encode(&self.header, &claims, &self.key);
+        token.ok().map(Secret::new)
     }
 }
 
@@ -341,18 +351,24 @@ impl HuaweiAccount {
         opened.sign(0).ok_or(bad_key)?;
         Ok(opened)
     }
+}
 
-    /// What a push shows from `unix_seconds` on, for an hour.
-    pub fn sign(&self, unix_seconds: i64) -> Option<Secret<String>> {
+impl Signer for HuaweiAccount {
+    const SCHEME: &'static str = "Bearer";
+    /// Huawei accepts what is signed for an hour.
+    const REUSED: Duration = Duration::from_secs(50 * 60);
+    /// What was signed so lately is refused for another reason than its age.
+    const SIGNED_AT_MOST_EVERY: Duration = Duration::from_secs(60);
+
+    fn sign(&self, unix_seconds: i64) -> Option<Secret<String>> {
         let claims = HuaweiClaims {
             iss: &self.sub_account,
             aud: &self.audience,
             iat: unix_seconds,
             exp: unix_seconds.saturating_add(ASSERTION_SECONDS),
         };
-        jsonwebtoken::encode(&self.header, &claims, &self.key)
-            .ok()
-            .map(Secret::new)
+        let token = jsonwebtoken::encode(&self.header, &claims, &self.key);
+        token.ok().map(Secret::new)
     }
 }
 

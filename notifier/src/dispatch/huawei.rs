@@ -3,14 +3,14 @@
 //! In: a `Push`. Out: its request, and what an answer means. Never: takes HTTP 200 alone for a delivery.
 
 pub mod answer;
-mod signed;
 
 use super::answer::{Answer, Effect};
-use super::credential::{HuaweiCredential, is_path_part, roots, tls};
+use super::credential::{HuaweiAccount, HuaweiCredential, is_path_part, roots, tls};
 use super::exchange::{Exchange, Provider};
 use super::http2::{Endpoint, Pool, PoolSettings, authority};
 use super::oauth::{AccessToken, AccessTokens, no_token};
 use super::settings::{Fault, HuaweiApi, HuaweiPushType, HuaweiSettings, SettingsFault, in_range};
+use super::signed::{Renewal, SignedTokens};
 use super::{Push, TOO_LARGE_HERE, base64_length, put_base64, unix_ms};
 use answer::classify;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -20,7 +20,6 @@ use hyper::{Method, Request, Uri, Version};
 use notifier_core::account::Service;
 use notifier_core::outbox::RetryReason;
 use notifier_core::seal::Priority;
-use signed::SignedTokens;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -38,7 +37,7 @@ pub struct Huawei {
 
 enum Tokens {
     Fetched(AccessTokens),
-    Signed(SignedTokens),
+    Signed(SignedTokens<HuaweiAccount>),
 }
 
 /// What one request shows.
@@ -177,8 +176,10 @@ impl Provider for Huawei {
                 tokens.current().await.map(Bearer::Fetched).map_err(no_token)
             }
             (Tokens::Signed(tokens), Bearer::Signed(spent)) => {
-                let renewed = tokens.renew(spent, unix_ms() / 1000, Instant::now());
-                renewed.map(Bearer::Signed).ok_or(refused)
+                match tokens.renew(spent, unix_ms() / 1000, Instant::now()) {
+                    Renewal::Renewed(next) => Ok(Bearer::Signed(next)),
+                    Renewal::TooEarly(_) | Renewal::Failed => Err(refused),
+                }
             }
             _ => Err(refused),
         }
