@@ -207,12 +207,7 @@ impl Connections {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|_| Fault::Dial(DialFault::Handshake))?;
-        let counted = Counted::new(&self.open);
-        tokio::spawn(async move {
-            let _counted = counted;
-            // Whoever waits for an answer hears of its end.
-            let _ = connection.await;
-        });
+        self.keep(connection);
         Ok(Connection::Http2(sender))
     }
 
@@ -223,12 +218,17 @@ impl Connections {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|_| Fault::Dial(DialFault::Handshake))?;
+        self.keep(connection);
+        Ok(Connection::Http1(sender))
+    }
+
+    /// Drives a connection to its end; whoever waits for an answer hears of it.
+    fn keep(&self, connection: impl Future + Send + 'static) {
         let counted = Counted::new(&self.open);
         tokio::spawn(async move {
             let _counted = counted;
             let _ = connection.await;
         });
-        Ok(Connection::Http1(sender))
     }
 
     fn site(&self, origin: &Origin) -> Arc<Site> {
