@@ -495,6 +495,45 @@ async fn read_request(request: Request<Incoming>, has_client_certificate: bool) 
     })
 }
 
+/// A push as its provider reads it.
+struct Read {
+    service: PushService,
+    token: String,
+    id: Option<String>,
+    enc_payload: Vec<u8>,
+    body: serde_json::Value,
+    /// Whether the provider takes it.
+    accepted: bool,
+}
+
+/// Records a push, then answers it as its script says. `accept` makes the provider's own success.
+async fn take(
+    deliveries: &Deliveries,
+    request: &Received,
+    push: Read,
+    answer: Answer,
+    accept: impl FnOnce() -> Response<Full<Bytes>>,
+) -> Verdict {
+    let answered = Arc::new(OnceLock::new());
+    deliveries.record(Delivery {
+        service: push.service,
+        token: push.token,
+        id: push.id,
+        enc_payload: push.enc_payload,
+        headers: request.header_list(),
+        body: push.body,
+        at: request.at,
+        accepted: push.accepted,
+        answer: answer.clone(),
+        answered: Arc::clone(&answered),
+    });
+    carry_out(answer, || {
+        answered.get_or_init(Instant::now);
+        accept()
+    })
+    .await
+}
+
 /// Carries out a scripted answer. `accept` makes the provider's own success.
 async fn carry_out(answer: Answer, accept: impl FnOnce() -> Response<Full<Bytes>>) -> Verdict {
     let mut answer = answer;

@@ -12,6 +12,22 @@ use std::time::Duration;
 
 const HOUR_MS: i64 = 3_600_000;
 
+/// Gives each answer once, to a phone of its own, whose wakeup comes again.
+async fn each_is_repeated(lab: &Lab, service: PushService, answers: impl IntoIterator<Item = Answer>) {
+    let mut phones = Vec::new();
+    for answer in answers {
+        let phone = enrolled(lab, service).await;
+        lab.script(service).queue(&phone.token, answer);
+        let sent = lab.send(&phone, 0, b"again", DAY);
+        assert!(!attempt(lab, &phone).await.accepted);
+        phones.push((phone, sent));
+    }
+    for (phone, sent) in &phones {
+        receive_sent(lab, phone, sent, b"again").await;
+    }
+    assert_eq!(lab.deliveries.complaints(), [""; 0]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_that_died_after_it_was_registered_is_deleted_and_one_that_died_before_is_kept() {
     let (_folder, lab) = lab(|settings| settings).await;
@@ -225,18 +241,7 @@ async fn google_in_trouble_gets_the_same_push_again() {
         Answer::Cut,
         Answer::fcm(401, "UNAUTHENTICATED", None, None),
     ];
-    let mut phones = Vec::new();
-    for answer in answers {
-        let phone = enrolled(&lab, PushService::Firebase).await;
-        lab.fcm.script().queue(&phone.token, answer);
-        let sent = lab.send(&phone, 0, b"again", DAY);
-        assert!(!attempt(&lab, &phone).await.accepted);
-        phones.push((phone, sent));
-    }
-    for (phone, sent) in &phones {
-        receive_sent(&lab, phone, sent, b"again").await;
-    }
-    assert_eq!(lab.deliveries.complaints(), [""; 0]);
+    each_is_repeated(&lab, PushService::Firebase, answers).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -359,18 +364,7 @@ async fn huawei_is_believed_by_the_code_within_its_200_and_gets_what_it_did_not_
         Answer::html(502),
         Answer::Cut,
     ];
-    let mut phones = Vec::new();
-    for answer in answers {
-        let phone = enrolled(&lab, PushService::Huawei).await;
-        lab.huawei.script().queue(&phone.token, answer);
-        let sent = lab.send(&phone, 0, b"again", DAY);
-        assert!(!attempt(&lab, &phone).await.accepted);
-        phones.push((phone, sent));
-    }
-    for (phone, sent) in &phones {
-        receive_sent(&lab, phone, sent, b"again").await;
-    }
-    assert_eq!(lab.deliveries.complaints(), [""; 0]);
+    each_is_repeated(&lab, PushService::Huawei, answers).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

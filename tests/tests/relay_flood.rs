@@ -12,6 +12,7 @@ use quietline_lab::turn::stun::{Builder, attribute, channel_data, kind, random};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -175,14 +176,20 @@ impl Call {
     }
 }
 
-#[test]
-fn a_million_packets_of_spoofed_sources_leave_no_trace_and_cost_no_call_a_packet() {
-    let folder = tempfile::tempdir().unwrap();
-    let site = Site::quietline(folder.path(), |settings| {
+/// A relay with the limits that the figures below follow from, where every source address leads back to us.
+fn site_of_all_addresses(folder: &Path) -> Site {
+    let site = Site::quietline(folder, |settings| {
         set(settings, "limits.challenges_per_second", 50);
         set(settings, "limits.challenge_burst", 200);
     });
     site.world.ip("route add local 0.0.0.0/0 dev lo");
+    site
+}
+
+#[test]
+fn a_million_packets_of_spoofed_sources_leave_no_trace_and_cost_no_call_a_packet() {
+    let folder = tempfile::tempdir().unwrap();
+    let site = site_of_all_addresses(folder.path());
     let answers = site.world.udp(Ipv4Addr::UNSPECIFIED, SOURCE_PORT);
     let answers = Socket::from(answers);
     let _ = answers.set_recv_buffer_size(8 << 20);
@@ -251,11 +258,7 @@ fn a_million_packets_of_spoofed_sources_leave_no_trace_and_cost_no_call_a_packet
 #[test]
 fn a_flood_from_one_prefix_is_answered_at_the_limit_and_no_more() {
     let folder = tempfile::tempdir().unwrap();
-    let site = Site::quietline(folder.path(), |settings| {
-        set(settings, "limits.challenges_per_second", 50);
-        set(settings, "limits.challenge_burst", 200);
-    });
-    site.world.ip("route add local 0.0.0.0/0 dev lo");
+    let site = site_of_all_addresses(folder.path());
     let answers = site.world.udp(Ipv4Addr::UNSPECIFIED, SOURCE_PORT);
     let mut spoofer = Spoofer::new(&site);
     let kinds = [

@@ -3,7 +3,7 @@
 //! In: `POST /3/device/TOKEN`. Out: deliveries, complaints, Apple's answers. Never: more lenient than Apple's documentation.
 
 use super::{
-    Answer, Deliveries, Delivery, Fake, Received, Script, Server, Verdict, accepts, carry_out, jwt, text_response,
+    Answer, Deliveries, Fake, Read, Received, Script, Server, Verdict, accepts, carry_out, jwt, take, text_response,
 };
 use crate::keys::{APNS_KEY_ID, APNS_TEAM_ID, APNS_TOPIC, KeyError, Keys};
 use crate::phone::{PushService, unix_seconds};
@@ -14,8 +14,7 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
+use std::sync::{Arc, Mutex};
 
 /// Largest body of an alert push.
 const PAYLOAD_LIMIT: usize = 4096;
@@ -96,21 +95,15 @@ impl Fake for State {
             Ok(push) => {
                 let answer = self.script.answer(&push.token);
                 let id = push.id.clone();
-                let answered = Arc::new(OnceLock::new());
-                self.deliveries.record(Delivery {
+                let push = Read {
                     service: self.service,
                     token: push.token,
                     id: push.id,
                     enc_payload: push.enc_payload,
-                    headers: request.header_list(),
                     body: push.body,
-                    at: request.at,
                     accepted: accepts(&answer),
-                    answer: answer.clone(),
-                    answered: Arc::clone(&answered),
-                });
-                carry_out(answer, || {
-                    answered.get_or_init(Instant::now);
+                };
+                take(&self.deliveries, &request, push, answer, || {
                     let mut response = text_response(200, "");
                     if let Some(id) = id.and_then(|id| id.parse().ok()) {
                         response.headers_mut().insert("apns-id", id);

@@ -4,7 +4,7 @@
 //! Never: accepts a bearer it did not give out.
 
 use super::{
-    Answer, Deliveries, Delivery, Fake, Received, Script, Server, Verdict, accepts, carry_out, jwt, text_response,
+    Answer, Deliveries, Fake, Read, Received, Script, Server, Verdict, accepts, carry_out, jwt, take, text_response,
 };
 use crate::keys::{FIREBASE_EMAIL, FIREBASE_PROJECT, KeyError, Keys};
 use crate::phone::{PushService, unix_seconds};
@@ -19,7 +19,6 @@ use std::collections::{HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
 
 /// Keys and values of `data` together.
 const PAYLOAD_LIMIT: usize = 4096;
@@ -118,21 +117,15 @@ impl Fake for State {
                 let answer = self.script.answer(&push.token);
                 let number = self.messages.fetch_add(1, Ordering::Relaxed);
                 let name = format!("projects/{FIREBASE_PROJECT}/messages/{number}");
-                let answered = Arc::new(OnceLock::new());
-                self.deliveries.record(Delivery {
+                let push = Read {
                     service: PushService::Firebase,
                     token: push.token,
                     id: Some(name.clone()),
                     enc_payload: push.enc_payload,
-                    headers: request.header_list(),
                     body: push.body,
-                    at: request.at,
                     accepted: accepts(&answer),
-                    answer: answer.clone(),
-                    answered: Arc::clone(&answered),
-                });
-                carry_out(answer, || {
-                    answered.get_or_init(Instant::now);
+                };
+                take(&self.deliveries, &request, push, answer, || {
                     json_response(&json!({ "name": name }))
                 })
                 .await

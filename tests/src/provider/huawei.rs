@@ -4,7 +4,7 @@
 //! deliveries, complaints, Huawei's answers, whose code stands within a 200. Never: accepts a bearer it did not give out.
 
 use super::{
-    Answer, Deliveries, Delivery, Fake, Received, Script, Server, Verdict, accepts, carry_out, jwt, text_response,
+    Answer, Deliveries, Fake, Read, Received, Script, Server, Verdict, accepts, carry_out, jwt, take, text_response,
 };
 use crate::keys::{HUAWEI_CLIENT_ID, HUAWEI_CLIENT_SECRET, HUAWEI_PROJECT, HUAWEI_SUB_ACCOUNT, KeyError, Keys};
 use crate::phone::{PushService, unix_seconds};
@@ -18,8 +18,7 @@ use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
+use std::sync::{Arc, Mutex};
 
 /// A body without its tokens.
 const BODY_LIMIT: usize = 4096;
@@ -108,21 +107,15 @@ impl Fake for State {
             Ok(push) => {
                 let answer = self.script.answer(&push.token);
                 let number = self.messages.fetch_add(1, Ordering::Relaxed).to_string();
-                let answered = Arc::new(OnceLock::new());
-                self.deliveries.record(Delivery {
+                let push = Read {
                     service: PushService::Huawei,
                     token: push.token,
                     id: Some(number.clone()),
                     enc_payload: push.enc_payload,
-                    headers: request.header_list(),
                     body: push.body,
-                    at: request.at,
                     accepted: is_success(&answer),
-                    answer: answer.clone(),
-                    answered: Arc::clone(&answered),
-                });
-                carry_out(answer, || {
-                    answered.get_or_init(Instant::now);
+                };
+                take(&self.deliveries, &request, push, answer, || {
                     json_response(&json!({ "code": "80000000", "msg": "Success", "requestId": number }))
                 })
                 .await

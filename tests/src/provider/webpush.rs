@@ -4,7 +4,7 @@
 //! lenient than the RFCs.
 
 use super::{
-    Answer, Deliveries, Delivery, Fake, Received, Script, Server, Verdict, accepts, carry_out, jwt, text_response,
+    Answer, Deliveries, Fake, Read, Received, Script, Server, Verdict, accepts, carry_out, jwt, take, text_response,
 };
 use crate::keys::{KeyError, Keys, PUSH_CONTACT};
 use crate::phone::{PushService, Reader, unix_seconds};
@@ -17,7 +17,6 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
 use web_push_native::Auth;
 use web_push_native::p256::SecretKey;
 
@@ -113,24 +112,15 @@ impl Fake for State {
                     self.deliveries
                         .complain("webpush: the client wants enc_payload and spns".to_owned());
                 }
-                let answered = Arc::new(OnceLock::new());
-                self.deliveries.record(Delivery {
+                let push = Read {
                     service: PushService::Webpush,
                     token: reader.endpoint,
                     id: None,
                     enc_payload: enc_payload.unwrap_or_default(),
-                    headers: request.header_list(),
                     body: text,
-                    at: request.at,
                     accepted: accepts(&answer),
-                    answer: answer.clone(),
-                    answered: Arc::clone(&answered),
-                });
-                carry_out(answer, || {
-                    answered.get_or_init(Instant::now);
-                    text_response(201, "")
-                })
-                .await
+                };
+                take(&self.deliveries, &request, push, answer, || text_response(201, "")).await
             }
             Err((status, why)) => {
                 self.deliveries.complain(format!("webpush: {why}"));
