@@ -46,7 +46,9 @@ pub fn is_special(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(ip) => SPECIAL_V4.iter().any(|(network, length)| v4(*network, *length, ip)),
         // All unicast that is in use lies in 2000::/3; the rest is special by being elsewhere.
-        IpAddr::V6(ip) => !v6(0x2000, 0, 3, ip) || SPECIAL_V6.iter().any(|(a, b, length)| v6(*a, *b, *length, ip)),
+        IpAddr::V6(ip) => {
+            !v6([0x2000, 0, 0], 3, ip) || SPECIAL_V6.iter().any(|(network, length)| v6(*network, *length, ip))
+        }
     }
 }
 
@@ -71,23 +73,25 @@ const SPECIAL_V4: [([u8; 4], u32); 17] = [
     ([224, 0, 0, 0], 3),
 ];
 
-/// Within 2000::/3, by the first two segments and a length.
-const SPECIAL_V6: [(u16, u16, u32); 5] = [
-    // 2001::/23: protocol assignments, Teredo, benchmarking, ORCHID
-    (0x2001, 0, 23),
-    (0x2001, 0x0DB8, 32),
-    (0x2002, 0, 16),
-    // 2620:4f:8000::/48 (AS112) is left to the deny list of who cares; 3fff::/20 is documentation
-    (0x3FFF, 0, 20),
-    (0x2620, 0x004F, 32),
+/// Within 2000::/3, by the first three segments and a length.
+const SPECIAL_V6: [([u16; 3], u32); 5] = [
+    // Protocol assignments, Teredo, benchmarking, ORCHID
+    ([0x2001, 0, 0], 23),
+    // Documentation, old and new
+    ([0x2001, 0x0DB8, 0], 32),
+    ([0x3FFF, 0, 0], 20),
+    // 6to4
+    ([0x2002, 0, 0], 16),
+    // AS112
+    ([0x2620, 0x004F, 0x8000], 48),
 ];
 
 fn v4(network: [u8; 4], length: u32, ip: Ipv4Addr) -> bool {
     (ip.to_bits() ^ u32::from_be_bytes(network)) >> (32 - length) == 0
 }
 
-fn v6(first: u16, second: u16, length: u32, ip: Ipv6Addr) -> bool {
-    let network = (u128::from(first) << 112) | (u128::from(second) << 96);
+fn v6([first, second, third]: [u16; 3], length: u32, ip: Ipv6Addr) -> bool {
+    let network = (u128::from(first) << 112) | (u128::from(second) << 96) | (u128::from(third) << 80);
     (ip.to_bits() ^ network) >> (128 - length) == 0
 }
 
@@ -183,6 +187,25 @@ mod tests {
         }
         for never in ["2002:a00:1::1", "2001:0:808:808::1", "64:ff9b:1::8.8.8.8"] {
             assert!(canonical(never.parse().unwrap()) == Canonical::Never, "{never}");
+        }
+    }
+
+    #[test]
+    fn special_networks_end_where_the_registries_say() {
+        for (address, special) in [
+            ("2620:4f:7fff:ffff::1", false),
+            ("2620:4f:8000::1", true),
+            ("2620:4f:8001::1", false),
+            ("2001:1ff::1", true),
+            ("2001:200::1", false),
+            ("3fff:fff::1", true),
+            ("3fff:1000::1", false),
+            ("1fff::1", true),
+            ("4000::1", true),
+            ("100.127.255.255", true),
+            ("100.128.0.0", false),
+        ] {
+            assert_eq!(is_special(address.parse().unwrap()), special, "{address}");
         }
     }
 
