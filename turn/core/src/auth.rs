@@ -175,7 +175,8 @@ impl Key {
         key
     }
 
-    pub(crate) fn for_fuzzing(username: &[u8], realm: &[u8], password: &[u8]) -> Self {
+    /// What a client signs with that knows no list of algorithms, as browsers are.
+    pub fn of_client(username: &[u8], realm: &[u8], password: &[u8]) -> Self {
         Self::derive(PasswordAlgorithm::Md5, username, realm, password)
     }
 
@@ -236,6 +237,11 @@ impl IntegrityKind {
 pub fn sign(writer: &mut Writer<'_>, kind: IntegrityKind, key: &Key) {
     let mac = kind.mac(key.as_bytes(), &[writer.covered(4 + kind.length())]);
     writer.attribute(kind.attribute(), &[mac.get(..kind.length()).unwrap_or_default()]);
+}
+
+/// Whether a message carries an integrity made with this key: how a client knows an answer.
+pub fn is_signed(message: &Message<'_>, attributes: &Attributes<'_>, key: &Key) -> bool {
+    Presented::of(message, attributes).is_some_and(|integrity| integrity.is_made_with(key))
 }
 
 fn hmac_sha1(key: &[u8], parts: &[&[u8]]) -> [u8; 20] {

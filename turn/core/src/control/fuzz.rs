@@ -121,7 +121,7 @@ impl Life {
         let shared = Arc::new(Shared::new(relays.clone(), nonces, [1, 2]));
         Some(Self {
             server: Server::new(shared, settings.first()?.clone(), 0),
-            key: Key::for_fuzzing(b"alice", REALM.as_bytes(), b"wonderland"),
+            key: Key::of_client(b"alice", REALM.as_bytes(), b"wonderland"),
             settings,
             steady: Duration::from_secs(1),
             chance: 1,

@@ -110,4 +110,9 @@ impl Settings {
             dont_fragment,
         }
     }
+
+    /// Whoever may ask: with them new names can be made.
+    pub const fn credentials(&self) -> &Credentials {
+        &self.credentials
+    }
 }
