@@ -160,11 +160,22 @@ impl Metrics {
 
 /// Serves the operator until `stop`. `/health/live` says that the process answers, `/health/ready` that every latch is set.
 pub async fn serve_ops(listener: TcpListener, metrics: Metrics, readiness: Readiness, stop: impl Future<Output = ()>) {
+    serve_ops_with(Router::new(), listener, metrics, readiness, stop).await;
+}
+
+/// And what else the operator finds there.
+pub async fn serve_ops_with(
+    more: Router,
+    listener: TcpListener,
+    metrics: Metrics,
+    readiness: Readiness,
+    stop: impl Future<Output = ()>,
+) {
     if listener.local_addr().is_ok_and(|address| !address.ip().is_loopback()) {
         tracing::warn!("health and metrics are served beyond this machine");
     }
     let render = metrics.clone();
-    let router = Router::new()
+    let router = more
         .route("/health/live", get(|| async { "live\n" }))
         .route("/health/ready", get(async move || ready(&readiness)))
         .route(
