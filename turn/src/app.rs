@@ -2,13 +2,17 @@
 //!
 //! In: checked settings, signals. Out: a running relay; health and metrics for its operator. Never: sees a packet, or logs who calls.
 
+use crate::hazards::{Standing, open_files};
 use crate::machine::Machine;
+use crate::offer;
+use crate::page::{Facts, Page};
 use crate::settings::{self, Fixed, PeersSettings, Place, Settings};
 use crate::shard::{self, Listener, Plan, Report, Shards};
 use crate::streams::StreamEventKind;
 use quietline_shared::redact::Secret;
 use quietline_shared::service::config::Faults;
 use quietline_shared::service::lifecycle::{self, Readiness, Signal, Signals};
+use quietline_shared::service::server;
 use quietline_shared::service::telemetry::{self, TelemetryError};
 use std::collections::BTreeMap;
 use std::io;
@@ -30,6 +34,8 @@ pub enum RunError {
     Signals(io::Error),
     #[error("[ops] listen cannot be listened on: {0}")]
     Ops(io::Error),
+    #[error("[page] listen cannot be listened on: {0}")]
+    Page(io::Error),
     #[error("[listen] {0} (is the address one of this machine, and does no other program have the port?)")]
     Listen(io::Error),
     #[error("the operating system gives no random bytes")]
@@ -49,16 +55,29 @@ pub async fn run(settings: Settings, path: &Path, machine: Machine) -> Result<()
     let ops = TcpListener::bind(settings.fixed.ops.listen)
         .await
         .map_err(RunError::Ops)?;
-    // Whoever asks during the drain hears "not ready", and sees it in the metrics.
-    let ops = telemetry::serve_ops(ops, metrics, readiness.clone(), std::future::pending());
-    let ops_task = tokio::spawn(ops);
+    let page_settings = settings.fixed.page.clone();
+    let page_listener = match page_settings.listen.filter(|_| page_settings.serve) {
+        Some(address) => Some(TcpListener::bind(address).await.map_err(RunError::Page)?),
+        None => None,
+    };
 
-    let wanted = rlimit::increase_nofile_limit(open_files(&settings));
-    if wanted.is_ok_and(|limit| limit < open_files(&settings)) {
+    let needed = open_files(&settings);
+    if rlimit::increase_nofile_limit(needed).is_ok_and(|limit| limit < needed) {
         tracing::warn!("the system allows fewer open files than allocations and streams may need: see check");
     }
     let mut relay = Relay::start(settings, path, machine)?;
     listening.set();
+    let router = page_settings.serve.then(|| relay.page.router()).unwrap_or_default();
+    let (page_task, beside_health) = match page_listener {
+        Some(listener) => {
+            let served = server::serve(listener, router, PAGE_LIMITS, std::future::pending());
+            (Some(tokio::spawn(served)), axum::Router::new())
+        }
+        None => (None, router),
+    };
+    // Whoever asks during the drain hears "not ready", and sees it in the metrics.
+    let ops = telemetry::serve_ops_with(beside_health, ops, metrics, readiness.clone(), std::future::pending());
+    let ops_task = tokio::spawn(ops);
     lifecycle::tell_ready();
     tracing::info!(shards = relay.fixed.shard.count(), "ready");
 
@@ -82,21 +101,15 @@ pub async fn run(settings: Settings, path: &Path, machine: Machine) -> Result<()
     relay.publish().await;
     tracing::info!(allocations = relay.shards.allocations(), "stopped");
     ops_task.abort();
+    page_task.iter().for_each(tokio::task::JoinHandle::abort);
     // Dropping the relay stops its shards and closes its sockets.
     end
 }
 
-/// Allocations and streams are files, and a few more.
-pub fn open_files(settings: &Settings) -> u64 {
-    let sockets = 2 * settings.place.listeners.len() as u64 + 8;
-    u64::from(settings.limits.allocations)
-        + u64::from(settings.streams.total)
-        + sockets * u64::from(settings.fixed.shard.count())
-        + 64
-}
-
-struct Relay {
+/// A relay that serves until it is dropped.
+pub struct Relay {
     shards: Arc<Shards>,
+    page: Arc<Page>,
     path: PathBuf,
     machine: Machine,
     fixed: Fixed,
@@ -105,8 +118,9 @@ struct Relay {
 }
 
 impl Relay {
-    fn start(settings: Settings, path: &Path, machine: Machine) -> Result<Self, RunError> {
+    pub fn start(settings: Settings, path: &Path, machine: Machine) -> Result<Self, RunError> {
         let tls = settings.tls();
+        let (urls, standing) = (offer::urls(&settings), Standing::new(path, &settings));
         let Settings {
             fixed,
             place,
@@ -126,18 +140,21 @@ impl Relay {
         getrandom::fill(&mut nonce_key).map_err(|_| RunError::NoRandomness)?;
         let nonces = Nonces::new(Secret::new(nonce_key), fixed.nonce_epoch);
         nonce_key.zeroize();
+        let control = Arc::new(control_settings(credentials, limits.clone(), &peers, &place));
+        let page = Page::new(&fixed.page, facts(urls, standing, &place, &control, &limits));
         let listeners = place.listeners.iter();
         let shards = shard::start(Plan {
             shards: fixed.shard.count(),
             listeners: listeners.map(|address| Listener { address: *address }).collect(),
             buffers: fixed.sockets.buffers(),
             shared: Arc::new(Shared::new(place.relays.clone(), nonces, hash_key)),
-            settings: Arc::new(control_settings(credentials, limits, &peers, &place)),
+            settings: control,
             streams,
             tls,
         });
         Ok(Self {
             shards: Arc::new(shards.map_err(RunError::Listen)?),
+            page,
             path: path.to_owned(),
             machine,
             fixed,
@@ -168,6 +185,7 @@ impl Relay {
             tracing::warn!(setting, "this setting changed and waits for a restart");
         }
         let tls = settings.tls();
+        let (urls, standing) = (offer::urls(&settings), Standing::new(&self.path, &settings));
         let Settings {
             credentials,
             peers,
@@ -176,7 +194,8 @@ impl Relay {
             drain,
             ..
         } = settings;
-        let control = Arc::new(control_settings(credentials, limits, &peers, &self.place));
+        let control = Arc::new(control_settings(credentials, limits.clone(), &peers, &self.place));
+        self.page.reload(facts(urls, standing, &self.place, &control, &limits));
         self.shards.reload(&control, &streams, tls.as_ref());
         self.drain = drain;
         metrics::counter!("settings_reloads_total", "outcome" => "taken").increment(1);
@@ -225,6 +244,25 @@ impl Relay {
             publish(&report);
             metrics::counter!("shard_reports_total").increment(1);
         }
+    }
+}
+
+fn facts(
+    urls: Vec<offer::TurnUrl>,
+    standing: Standing,
+    place: &Place,
+    control: &Arc<control::Settings>,
+    limits: &Limits,
+) -> Facts {
+    Facts {
+        urls,
+        advertised: (0..)
+            .map_while(|number| place.relays.get(number))
+            .map(|relay| relay.advertised)
+            .collect(),
+        standing,
+        control: Arc::clone(control),
+        longest_life: limits.timed_max_life,
     }
 }
 
@@ -316,9 +354,25 @@ fn describe_metrics() {
         "shard_lost_total",
         "Packets and streams lost by the sockets, by reason."
     );
+    metrics::describe_counter!("page_views_total", "How often the page was opened.");
+    metrics::describe_counter!(
+        "page_credentials_total",
+        "Credentials that the page handed out, one for each check."
+    );
+    metrics::describe_counter!(
+        "page_refused_total",
+        "Requests to the page that were refused: under another name, by another site, too many."
+    );
     metrics::describe_counter!("settings_reloads_total", "SIGHUPs, by what became of them.");
 }
 
+/// A page is one visit of a few people, each with a handful of requests.
+const PAGE_LIMITS: server::Limits = server::Limits {
+    name: "page",
+    connections: 64,
+    header_timeout: Duration::from_secs(5),
+    write_timeout: Duration::from_secs(10),
+};
 const PUBLISH_EVERY: Duration = Duration::from_secs(1);
 /// Between two looks whether the last call has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(50);

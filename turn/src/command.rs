@@ -3,16 +3,15 @@
 //! In: arguments, a settings file, a folder. Out: what to run, or a report and an exit code. Never: writes over a file, or prints a
 //! secret that is not asked for.
 
+mod check;
 mod credentials;
-mod hazards;
 mod setup;
 
 use crate::machine::Machine;
 use crate::settings::{self, Settings};
+pub use check::{Check, check};
 use clap::{Args, Parser, Subcommand};
-use credentials::urls;
 pub use credentials::{Credentials, credentials};
-use hazards::hazards;
 use quietline_shared::service::command::{Exit, report_faults, report_warnings};
 pub use setup::{Setup, setup};
 use std::ffi::OsString;
@@ -35,8 +34,8 @@ struct CommandLine {
 pub enum Command {
     /// Run the relay until SIGTERM.
     Run(File),
-    /// Read everything that run would read, name every fault and what will hurt, start nothing.
-    Check(File),
+    /// Read everything that run would read, look at the machine, and call through the relay: what is wrong, and what to do.
+    Check(Check),
     /// Print ICE servers with a fresh timed credential, as a browser takes them.
     Credentials(Credentials),
     /// Make a settings file and a secret where there are none.
@@ -61,34 +60,6 @@ pub fn read_settings(path: &Path, machine: &Machine, errors: &mut dyn Write) -> 
     }
 }
 
-/// Says what the relay would do and what will hurt. Only here, to the operator, are addresses printed.
-pub fn check(path: &Path, machine: &Machine, out: &mut dyn Write, errors: &mut dyn Write) -> io::Result<Exit> {
-    let settings = match read_settings(path, machine, errors)? {
-        Ok(settings) => settings,
-        Err(exit) => return Ok(exit),
-    };
-    for listener in &settings.place.listeners {
-        let tls = if settings.certificate.is_some() { " and TLS" } else { "" };
-        writeln!(out, "listens on {listener} for UDP and TCP{tls}")?;
-    }
-    let (first, last) = settings.place.relays.ports();
-    for relay in (0..).map_while(|number| settings.place.relays.get(number)) {
-        let told = match relay.bind == relay.advertised {
-            true => String::new(),
-            false => format!(", which clients know as {}", relay.advertised),
-        };
-        writeln!(out, "relays on {} ports {first} to {last}{told}", relay.bind)?;
-    }
-    for url in urls(&settings) {
-        writeln!(out, "clients use {url}")?;
-    }
-    for hazard in hazards(path, &settings) {
-        writeln!(errors, "warning: {hazard}")?;
-    }
-    writeln!(out, "settings are good")?;
-    Ok(Exit::Done)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,7 +71,22 @@ mod tests {
             settings: settings.into(),
         };
         assert_eq!(parsed("run --settings a.toml"), Some(Command::Run(file("a.toml"))));
-        assert_eq!(parsed("check --settings a.toml"), Some(Command::Check(file("a.toml"))));
+        let check = Check {
+            settings: "a.toml".into(),
+            settings_only: false,
+            url: Vec::new(),
+            stun: None,
+        };
+        assert_eq!(parsed("check --settings a.toml"), Some(Command::Check(check.clone())));
+        let elsewhere = Check {
+            url: vec!["turns:a.example:443".parse().unwrap()],
+            stun: Some("b.example:3478".to_owned()),
+            ..check
+        };
+        assert_eq!(
+            parsed("check --settings a.toml --url turns:a.example:443 --stun b.example:3478"),
+            Some(Command::Check(elsewhere))
+        );
         let wish = Setup { folder: "etc".into() };
         assert_eq!(parsed("setup --folder etc"), Some(Command::Setup(wish)));
         let wish = |life| Credentials {
@@ -120,6 +106,8 @@ mod tests {
             "",
             "run",
             "check",
+            "check --settings a --url turn",
+            "check --settings a --settings-only --stun b:1",
             "setup",
             "credentials",
             "credentials --settings a --life soon",

@@ -11,5 +11,8 @@ pub mod shard;
 
 pub mod machine;
 pub mod settings;
+pub mod offer;
+pub mod hazards;
+pub mod page;
 pub mod app;
 pub mod command;

@@ -36,7 +36,7 @@ fn obey(command: Command, out: &mut dyn Write, errors: &mut dyn Write) -> io::Re
     };
     match command {
         Command::Run(file) => run(&file.settings, machine, errors),
-        Command::Check(file) => command::check(&file.settings, &machine, out, errors),
+        Command::Check(wish) => command::check(&wish, &machine, out, errors),
         Command::Credentials(wish) => command::credentials(&wish, &machine, out, errors),
         Command::Setup(wish) => command::setup(&wish, out, errors),
     }

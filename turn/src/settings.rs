@@ -7,12 +7,14 @@
 
 mod bounds;
 mod certificate;
+mod page;
 
 use crate::machine::Machine;
 use crate::sockets::Buffers;
 use crate::streams::StreamSettings;
 use bounds::{Count, DAY, HOUR, MINUTE, SECOND, Span};
-pub use certificate::Certificate;
+pub use certificate::{Certificate, Chain, Trust};
+pub use page::PageSettings;
 use quietline_shared::redact::Secret;
 use quietline_shared::service::config::{Faults, SettingsFile, Warnings};
 use quietline_shared::service::telemetry::LogSettings;
@@ -56,8 +58,8 @@ pub struct Place {
     /// Addresses of this machine on which we neither listen nor relay. They are no peers: what serves there trusts what comes from the
     /// machine itself.
     pub others: Vec<IpAddr>,
-    /// Where the operator is served, if it is none of the above: no peer, whatever is allowed.
-    pub admin: Option<IpAddr>,
+    /// Where the operator and the page are served, if it is none of the above: no peers, whatever is allowed.
+    pub admins: Vec<IpAddr>,
 }
 
 /// What only a restart changes, as written.
@@ -69,6 +71,7 @@ pub struct Fixed {
     pub shard: ShardSettings,
     pub sockets: SocketsSettings,
     pub ops: OpsSettings,
+    pub page: PageSettings,
     pub log: LogSettings,
 }
 
@@ -83,6 +86,7 @@ impl Fixed {
             ("shard", self.shard != other.shard),
             ("sockets", self.sockets != other.sockets),
             ("ops", self.ops != other.ops),
+            ("page", self.page != other.page),
             ("log", self.log != other.log),
         ]
         .into_iter()
@@ -226,7 +230,7 @@ impl PeersSettings {
         // Who allows them knows what serves there.
         let is_allowed = |address: &&IpAddr| allow.iter().any(|prefix| prefix.contains(**address));
         let others = place.others.iter().filter(|address| !is_allowed(address));
-        let others = others.chain(&place.admin);
+        let others = others.chain(&place.admins);
         deny.extend(others.filter_map(|address| Prefix::new(*address, if address.is_ipv4() { 32 } else { 128 })));
         PeerPolicy {
             allow,
@@ -413,6 +417,7 @@ pub fn read(path: &Path, machine: &Machine) -> Result<(Settings, Warnings), Faul
     let shard = file.section::<ShardSettings>("shard");
     let sockets = file.section::<SocketsSettings>("sockets");
     let ops = file.section::<OpsSettings>("ops");
+    let page = file.section::<PageSettings>("page");
     let log = file.section::<LogSettings>("log");
     let lifecycle = file.section::<LifecycleSettings>("lifecycle");
 
@@ -428,14 +433,32 @@ pub fn read(path: &Path, machine: &Machine) -> Result<(Settings, Warnings), Faul
         (Some(relay), Some(listen)) => relay_table(&mut file, relay, listen, machine),
         _ => None,
     };
+    if let Some(name) = page.as_ref().and_then(|page| page.public_host.as_deref())
+        && rustls::pki_types::DnsName::try_from(name).is_err()
+    {
+        file.fault(
+            "page.public_host",
+            "has a wrong value",
+            "a host name such as turn.example.org",
+        );
+    }
     let place = match (listeners, relays, &ops) {
         (Some(listeners), Some(relays), Some(ops)) => {
-            keep_apart(&mut file, &listeners, &relays, ops);
+            keep_apart(&mut file, &listeners, &relays, ("ops.listen", ops.listen));
+            let page = page.as_ref().and_then(|page| page.listen);
+            if let Some(page) = page {
+                keep_apart(&mut file, &listeners, &relays, ("page.listen", page));
+            }
             let is_used = |ip: &IpAddr| listeners.iter().any(|own| own.ip() == *ip) || relays.number_of(*ip).is_some();
             let is_other = |ip: &IpAddr| !ip.is_unspecified() && !is_used(ip);
             Some(Place {
                 others: machine.addresses().iter().copied().filter(is_other).collect(),
-                admin: Some(ops.listen.ip()).filter(is_other),
+                admins: page
+                    .into_iter()
+                    .chain([ops.listen])
+                    .map(|own| own.ip())
+                    .filter(is_other)
+                    .collect(),
                 listeners,
                 relays,
             })
@@ -453,6 +476,7 @@ pub fn read(path: &Path, machine: &Machine) -> Result<(Settings, Warnings), Faul
                 shard: shard?,
                 sockets: sockets?,
                 ops: ops?,
+                page: page?,
                 log: log?,
             },
             place: place?,
@@ -465,6 +489,18 @@ pub fn read(path: &Path, machine: &Machine) -> Result<(Settings, Warnings), Faul
         })
     })();
     Ok((all.expect("a part that is missing is a fault"), warnings))
+}
+
+/// The first user with a name and password of their own, for who has settings without a timed secret and must try them. A relay
+/// keeps only what it derives from them.
+pub fn first_user(path: &Path) -> Option<(String, Secret<String>)> {
+    let mut file = SettingsFile::read(path).ok()?;
+    let auth = file.section::<AuthSettings>("auth")?;
+    let password = read_secrets(&mut file, "auth.user", "password_file")
+        .into_iter()
+        .next()??;
+    let password = std::str::from_utf8(password.expose()).ok()?.to_owned();
+    Some((auth.user.first()?.name.clone(), Secret::new(password)))
 }
 
 /// `None` is a fault, `Some(None)` no TLS.
@@ -697,7 +733,12 @@ fn relay_table(
 }
 
 /// A relayed port is a good peer; a port where we serve is none. So none may be both.
-fn keep_apart(file: &mut SettingsFile, listeners: &[SocketAddr], relays: &RelayTable, ops: &OpsSettings) {
+fn keep_apart(
+    file: &mut SettingsFile,
+    listeners: &[SocketAddr],
+    relays: &RelayTable,
+    (setting, served): (&str, SocketAddr),
+) {
     let is_relayed = |address: SocketAddr| {
         let (first, last) = relays.ports();
         let is_ours = address.ip().is_unspecified() || relays.number_of(address.ip()).is_some();
@@ -710,9 +751,9 @@ fn keep_apart(file: &mut SettingsFile, listeners: &[SocketAddr], relays: &RelayT
             "a port outside of [relay]",
         );
     }
-    if is_relayed(ops.listen) {
+    if is_relayed(served) {
         file.fault(
-            "ops.listen",
+            setting,
             "is among the ports that are relayed",
             "a port outside of [relay]",
         );

@@ -4,14 +4,13 @@
 
 use super::read_settings;
 use crate::machine::Machine;
-use crate::settings::Settings;
+use crate::offer::{NoTicket, Ticket, expiry, urls};
 use clap::Args;
 use humantime_serde::re::humantime::{format_duration, parse_duration};
 use quietline_shared::service::command::Exit;
 use std::io::{self, Write};
-use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct Credentials {
@@ -43,71 +42,21 @@ pub fn credentials(
         )?;
         return Ok(Exit::Failed);
     }
-    let mut random = [0; 16];
-    if getrandom::fill(&mut random).is_err() {
-        writeln!(errors, "the operating system gives no random bytes")?;
-        return Ok(Exit::Failed);
-    }
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let expiry = now.unwrap_or_default().saturating_add(life).as_secs();
-    let username = format!("{expiry}:{}", hex::encode(random));
-    let Some(password) = settings.credentials.timed_password(username.as_bytes()) else {
-        writeln!(
-            errors,
-            "these settings have users and no timed secret: clients use a user's name and password, with the URLs that check prints"
-        )?;
-        return Ok(Exit::Failed);
+    let ticket = match Ticket::new(&settings.credentials, expiry(life)) {
+        Ok(ticket) => ticket,
+        Err(NoTicket::NoTimedSecret) => {
+            writeln!(
+                errors,
+                "these settings have users and no timed secret: clients use a user's name and password, with the URLs that check prints"
+            )?;
+            return Ok(Exit::Failed);
+        }
+        Err(fault) => {
+            writeln!(errors, "{fault}")?;
+            return Ok(Exit::Failed);
+        }
     };
-    let servers = serde_json::json!([{
-        "urls": urls(&settings),
-        "username": username,
-        "credential": password.expose(),
-    }]);
+    let servers = [ticket.ice_server(&urls(&settings))];
     writeln!(out, "{}", serde_json::json!({ "iceServers": servers }))?;
     Ok(Exit::Done)
-}
-
-/// Where clients find us, the fastest way first.
-pub fn urls(settings: &Settings) -> Vec<String> {
-    let ports = &settings.fixed.listen.ports;
-    let Some(port) = ports.first() else {
-        return Vec::new();
-    };
-    let hosts = hosts(settings);
-    let mut urls = Vec::new();
-    for transport in ["udp", "tcp"] {
-        urls.extend(
-            hosts
-                .iter()
-                .map(|host| format!("turn:{host}:{port}?transport={transport}")),
-        );
-    }
-    if settings.certificate.is_some() {
-        // What firewalls let through, if it is there.
-        let port = [443, 5349].iter().find(|known| ports.contains(known)).unwrap_or(port);
-        urls.extend(hosts.iter().map(|host| format!("turns:{host}:{port}?transport=tcp")));
-    }
-    urls
-}
-
-/// The name; without one the addresses by which the world knows those that we listen and relay on; or all that we listen on.
-fn hosts(settings: &Settings) -> Vec<String> {
-    if let Some(name) = &settings.fixed.listen.name {
-        return vec![name.clone()];
-    }
-    let relays = || (0..).map_while(|number| settings.place.relays.get(number));
-    let is_listened_on = |address: IpAddr| settings.place.listeners.iter().any(|listener| listener.ip() == address);
-    let mut addresses: Vec<IpAddr> = relays()
-        .filter(|relay| is_listened_on(relay.bind))
-        .map(|relay| relay.advertised)
-        .collect();
-    if addresses.is_empty() {
-        addresses = settings.place.listeners.iter().map(|listener| listener.ip()).collect();
-        addresses.dedup();
-    }
-    let host = |address: &IpAddr| match address {
-        IpAddr::V4(ip) => ip.to_string(),
-        IpAddr::V6(ip) => format!("[{ip}]"),
-    };
-    addresses.iter().map(host).collect()
 }

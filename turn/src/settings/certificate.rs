@@ -1,6 +1,7 @@
 //! The certificate of TLS listeners.
 //!
-//! In: PEM. Out: what each stream is served with, or what is wrong with the files. Never: says what a key file holds.
+//! In: PEM, or what a server showed. Out: what each stream is served with, what is wrong with the files, and what a client will think of
+//! the chain. Never: says what a key file holds.
 
 use crate::streams::server_config;
 use quietline_shared::redact::Secret;
@@ -10,11 +11,28 @@ use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, Error, RootCertStore, ServerConfig};
 use std::sync::Arc;
 use std::time::Duration;
+use webpki::EndEntityCert;
 
-/// Certificates in the order of the file, the server's own first.
+/// What TLS clients are shown, and the key to it.
+#[derive(Clone)]
 pub struct Certificate {
-    chain: Vec<CertificateDer<'static>>,
+    pub chain: Chain,
     pub config: Arc<ServerConfig>,
+}
+
+/// Certificates in the order in which they are sent, the server's own first.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Chain(Vec<CertificateDer<'static>>);
+
+/// Where a chain leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// To a root that browsers come with.
+    Public,
+    /// To a certificate that signed itself: clients must have been given it.
+    Private,
+    /// Nowhere: a certificate between the server's own and its root is not sent.
+    Incomplete,
 }
 
 /// Which of the two files is wrong, and how.
@@ -50,7 +68,16 @@ impl Certificate {
             Error::InconsistentKeys(_) => CertificateFault::OtherKey,
             _ => CertificateFault::UnusableKey,
         })?;
-        Ok(Self { chain, config })
+        Ok(Self {
+            chain: Chain(chain),
+            config,
+        })
+    }
+}
+
+impl Chain {
+    pub fn new(certificates: Vec<CertificateDer<'static>>) -> Self {
+        Self(certificates)
     }
 
     /// Whether it is made for this name or address.
@@ -73,28 +100,39 @@ impl Certificate {
         Some((not_before.as_secs(), not_after.as_secs()))
     }
 
-    /// Whether browsers that know only the public roots would accept it now.
-    pub fn is_publicly_trusted(&self, unix_seconds: u64) -> bool {
+    /// What a client thinks that knows only the public roots.
+    pub fn trust(&self, unix_seconds: u64) -> Trust {
         let mut roots = RootCertStore::empty();
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        self.verify(&roots, unix_seconds).is_ok()
+        if self.verify(&roots, unix_seconds).is_ok() {
+            return Trust::Public;
+        }
+        // A private root that is not sent looks like a public chain with a hole in it: both end at an issuer nobody shows.
+        match self.0.iter().any(is_signed_by_itself) {
+            true => Trust::Private,
+            false => Trust::Incomplete,
+        }
     }
 
     fn own(&self) -> Option<ParsedCertificate<'_>> {
-        ParsedCertificate::try_from(self.chain.first()?).ok()
+        ParsedCertificate::try_from(self.0.first()?).ok()
     }
 
     fn verify(&self, roots: &RootCertStore, unix_seconds: u64) -> Result<(), CertificateError> {
         let own = self.own().ok_or(CertificateError::BadEncoding)?;
         let now = UnixTime::since_unix_epoch(Duration::from_secs(unix_seconds));
         let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
-        let intermediates = self.chain.get(1..).unwrap_or_default();
+        let intermediates = self.0.get(1..).unwrap_or_default();
         rustls::client::verify_server_cert_signed_by_trust_anchor(&own, roots, intermediates, now, algorithms.all)
             .map_err(|fault| match fault {
                 Error::InvalidCertificate(fault) => fault,
                 _ => CertificateError::BadEncoding,
             })
     }
+}
+
+fn is_signed_by_itself(certificate: &CertificateDer<'_>) -> bool {
+    EndEntityCert::try_from(certificate).is_ok_and(|certificate| certificate.issuer() == certificate.subject())
 }
 
 /// The year 9998: every certificate has ended.
@@ -121,12 +159,13 @@ pub(crate) mod tests {
     #[test]
     fn a_certificate_says_its_name_and_its_time() {
         let (certificate, key) = pem();
-        let certificate = read(&certificate, &key).ok().unwrap();
+        let certificate = read(&certificate, &key).ok().unwrap().chain;
         assert!(certificate.is_for("turn.example.org"));
         assert!(!certificate.is_for("example.org") && !certificate.is_for("192.0.2.1"));
         assert_eq!(certificate.validity(), Some((1_893_456_000, 1_924_992_000)));
-        assert!(
-            !certificate.is_publicly_trusted(1_900_000_000),
+        assert_eq!(
+            certificate.trust(1_900_000_000),
+            Trust::Private,
             "it is signed by itself"
         );
     }

@@ -126,6 +126,7 @@ fn the_example_holds_every_setting() {
         ("[lifecycle]", known::<LifecycleSettings>()),
     ];
     sections.push(("[ops]", known::<OpsSettings>()));
+    sections.push(("[page]", known::<PageSettings>()));
     for (section, known) in sections {
         let is_list = |key: &&String| ["address", "user", "timed"].contains(&key.as_str());
         let known: BTreeSet<String> = known.iter().filter(|key| !is_list(key)).cloned().collect();
