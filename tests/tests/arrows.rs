@@ -41,7 +41,7 @@ const MAY_EXPOSE: &[&str] = &[
     "notifier/src/http/limits.rs",
     "notifier/src/store.rs",
     "turn/core/src/auth.rs",
-    "turn/src/command/credentials.rs",
+    "turn/src/offer.rs",
     "turn/src/settings.rs",
     "turn/src/settings/certificate.rs",
 ];
@@ -229,6 +229,7 @@ fn only_the_system_calls_of_the_relay_are_unsafe() {
         "notifier/core/src",
         "notifier/src",
         "turn/core/src",
+        "turn/call/src",
         "turn/src",
     ] {
         for (path, text) in sources(folder) {

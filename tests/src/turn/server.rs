@@ -421,13 +421,16 @@ impl Drop for Site {
 }
 
 /// The relay that was built last.
-fn binary() -> PathBuf {
+///
+/// # Panics
+/// If there is none.
+pub fn binary() -> PathBuf {
     find_program("quietline-turn")
         .expect("the folder of programs can be read")
         .expect("no quietline-turn beside this test: cargo build --release --bin quietline-turn")
 }
 
-/// `quietline-turn check` of these settings in this folder, which gets keys and passwords where it has none: exit code, and all it said.
+/// `quietline-turn check --settings-only` of these settings in this folder, which gets keys and passwords where it has none: exit code, and all it said.
 ///
 /// # Panics
 /// If it does not start.
@@ -435,8 +438,7 @@ pub fn check(folder: &Path, settings: &Table) -> (Option<i32>, String) {
     let file = folder.join("turn.toml");
     std::fs::write(&file, settings.to_string()).expect("settings can be written");
     let output = Command::new(binary())
-        .arg("check")
-        .arg("--settings")
+        .args(["check", "--settings-only", "--settings"])
         .arg(&file)
         .output();
     let output = output.expect("the relay's program starts");
