@@ -18,6 +18,7 @@ use crypto_box::aead::AeadInPlace;
 use curve25519_dalek::edwards::CompressedEdwardsY;
 use ed25519_dalek::{Signature, VerifyingKey};
 use hmac::Hmac;
+use sha1::Sha1;
 use sha2::Sha256;
 
 /// Poly1305 and GCM tags are 16 bytes.
@@ -81,9 +82,17 @@ pub fn blake2b_256(parts: &[&[u8]]) -> [u8; 32] {
     hash.finalize().into()
 }
 
-pub fn hmac_sha256(key: &[u8], message: &[u8]) -> [u8; 32] {
+/// Over the parts one after the other.
+pub fn hmac_sha1(key: &[u8], parts: &[&[u8]]) -> [u8; 20] {
+    let mut mac = <Hmac<Sha1> as KeyInit>::new_from_slice(key).expect("HMAC takes keys of any length");
+    parts.iter().for_each(|part| Mac::update(&mut mac, part));
+    mac.finalize().into_bytes().into()
+}
+
+/// As [`hmac_sha1`].
+pub fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
     let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key).expect("HMAC takes keys of any length");
-    Mac::update(&mut mac, message);
+    parts.iter().for_each(|part| Mac::update(&mut mac, part));
     mac.finalize().into_bytes().into()
 }
 
@@ -132,7 +141,7 @@ pub fn aes_128_gcm_seal_in_place(key: &Secret<[u8; 16]>, nonce: &[u8; 12], text:
 /// HKDF with SHA-256 (RFC 5869), for at most one block of output. `info` is taken as one text.
 pub fn hkdf_sha256<const N: usize>(salt: &[u8], secret: &[u8], info: &[&[u8]]) -> Secret<[u8; N]> {
     const { assert!(N <= 32, "one block") };
-    let extracted = Secret::new(hmac_sha256(salt, secret));
+    let extracted = Secret::new(hmac_sha256(salt, &[secret]));
     let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(extracted.expose()).expect("HMAC takes keys of any length");
     for part in info {
         Mac::update(&mut mac, part);

@@ -13,3 +13,4 @@ pub mod onion;
 pub mod redact;
 #[cfg(feature = "service")]
 pub mod service;
+pub mod timed;

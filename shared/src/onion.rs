@@ -178,7 +178,7 @@ impl ReplyKey {
     fn derive(cipher: Cipher, server_secret: &Secret<[u8; 32]>, client_public: &[u8; 32]) -> Option<Self> {
         let shared = crypto::x25519_shared(server_secret, client_public)?;
         let mut key = match cipher {
-            Cipher::AesGcm => crypto::hmac_sha256(b"LOKI", shared.expose()),
+            Cipher::AesGcm => crypto::hmac_sha256(b"LOKI", &[shared.expose()]),
             Cipher::XChaCha20 => {
                 let server_public = crypto::x25519_public(server_secret);
                 crypto::blake2b_256(&[shared.expose(), client_public, &server_public])
@@ -305,7 +305,7 @@ mod tests {
                     .unwrap();
             assert_eq!(shared.expose().as_slice(), bytes(&case["x25519_shared"]));
             assert_eq!(
-                crypto::hmac_sha256(b"LOKI", shared.expose()).as_slice(),
+                crypto::hmac_sha256(b"LOKI", &[shared.expose()]).as_slice(),
                 bytes(&case["aes_gcm_key"])
             );
             let xchacha = crypto::blake2b_256(&[

@@ -16,6 +16,7 @@ const MAY_EXPOSE: &[&str] = &[
     "shared/src/crypto.rs",
     "shared/src/crypto/p256.rs",
     "shared/src/onion.rs",
+    "shared/src/timed.rs",
     "notifier/core/src/account.rs",
     "notifier/core/src/confirm.rs",
     "notifier/core/src/endpoint.rs",

@@ -4,6 +4,7 @@
 
 use crate::settings::Settings;
 use quietline_shared::redact::Secret;
+use quietline_shared::timed;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -144,7 +145,7 @@ impl Ticket {
     pub fn new(credentials: &Credentials, expiry: u64) -> Result<Self, NoTicket> {
         let mut random = [0; 16];
         getrandom::fill(&mut random).map_err(|_| NoTicket::NoRandomness)?;
-        let username = format!("{expiry}:{}", hex::encode(random));
+        let username = timed::username(expiry, &random);
         let password = credentials.timed_password(username.as_bytes());
         Ok(Self {
             password: password.ok_or(NoTicket::NoTimedSecret)?,

@@ -18,6 +18,7 @@ pub use page::PageSettings;
 use quietline_shared::redact::Secret;
 use quietline_shared::service::config::{Faults, SettingsFile, Warnings};
 use quietline_shared::service::telemetry::LogSettings;
+use quietline_shared::timed::{MIN_TIMED_SECRET, TimedAlgorithm, TimedSecret};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error};
 use std::collections::BTreeSet;
@@ -25,7 +26,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use turn_core::auth::{CredentialFault, Credentials, MIN_TIMED_SECRET, StaticUser, TimedAlgorithm, TimedSecret};
+use turn_core::auth::{CredentialFault, Credentials, StaticUser};
 use turn_core::control::Limits;
 use turn_core::peers::{DENIED_PORTS, PeerPolicy, Prefix, RELAY_PORTS, RelayAddress, RelayTable, RelayTableFault};
 
@@ -199,15 +200,7 @@ struct TimedSettings {
     )]
     secret_file: PathBuf,
     #[serde(default)]
-    algorithm: TimedAlgorithmName,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum TimedAlgorithmName {
-    #[default]
-    Sha1,
-    Sha256,
+    algorithm: TimedAlgorithm,
 }
 
 /// `[peers]`
@@ -569,11 +562,7 @@ fn read_credentials(file: &mut SettingsFile, auth: Option<&AuthSettings>) -> Opt
     let mut timed = Vec::new();
     for (number, (settings, secret)) in auth.timed.iter().zip(secrets).enumerate() {
         let Some(secret) = secret else { continue };
-        let algorithm = match settings.algorithm {
-            TimedAlgorithmName::Sha1 => TimedAlgorithm::Sha1,
-            TimedAlgorithmName::Sha256 => TimedAlgorithm::Sha256,
-        };
-        match TimedSecret::new(algorithm, secret) {
+        match TimedSecret::new(settings.algorithm, secret) {
             Ok(secret) => timed.push(secret),
             Err(fault) => file.fault(
                 &format!("auth.timed[{number}].secret_file"),

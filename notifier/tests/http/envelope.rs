@@ -57,7 +57,7 @@ impl Client {
         let secret = Secret::new(self.secret);
         let shared = crypto::x25519_shared(&secret, &self.server_public).unwrap();
         let key = match cipher {
-            Cipher::AesGcm => crypto::hmac_sha256(b"LOKI", shared.expose()),
+            Cipher::AesGcm => crypto::hmac_sha256(b"LOKI", &[shared.expose()]),
             Cipher::XChaCha20 => {
                 crypto::blake2b_256(&[shared.expose(), &crypto::x25519_public(&secret), &self.server_public])
             }

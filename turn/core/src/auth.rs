@@ -4,19 +4,17 @@
 //! keeps anything about a client, tells an unknown user from a wrong password by answer, size or time, or checks an expiry: that is for
 //! an Allocate alone.
 //!
-//! RFC 8489 §9.2; timed credentials as coturn's "TURN REST" scheme has them: username `expiry[:anything]`, password
-//! base64(HMAC(secret, username)).
+//! RFC 8489 §9.2; timed credentials as [`quietline_shared::timed`] makes them.
 
 use crate::attributes::{Attributes, Integrity};
 use crate::time::Now;
 use crate::wire::{FiveTuple, Message, Writer};
 use base64::Engine;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use hmac::{Hmac, KeyInit, Mac};
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use md5::{Digest, Md5};
-use quietline_shared::crypto::keyed_hash_16;
+use quietline_shared::crypto::{hmac_sha1, hmac_sha256, keyed_hash_16};
 use quietline_shared::redact::Secret;
-use sha1::Sha1;
+use quietline_shared::timed::{TimedSecret, expiry, is_placeholder};
 use sha2::Sha256;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -244,18 +242,6 @@ pub fn is_signed(message: &Message<'_>, attributes: &Attributes<'_>, key: &Key) 
     Presented::of(message, attributes).is_some_and(|integrity| integrity.is_made_with(key))
 }
 
-fn hmac_sha1(key: &[u8], parts: &[&[u8]]) -> [u8; 20] {
-    let mut mac = Hmac::<Sha1>::new_from_slice(key).expect("HMAC takes keys of any length");
-    parts.iter().for_each(|part| mac.update(part));
-    mac.finalize().into_bytes().into()
-}
-
-fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
-    parts.iter().for_each(|part| mac.update(part));
-    mac.finalize().into_bytes().into()
-}
-
 /// The integrity of a request and what it covers. If both kinds are there the stronger one counts (RFC 8489 §9.2.4).
 struct Presented<'a> {
     kind: IntegrityKind,
@@ -370,10 +356,8 @@ impl Credentials {
 
     /// What a credential endpoint gives out beside a timed username, made with the first secret; `None` if there is none.
     pub fn timed_password(&self, username: &[u8]) -> Option<Secret<String>> {
-        let mut password = self.timed.first()?.password(username);
-        let text = std::str::from_utf8(password.text()).ok().map(str::to_owned);
-        password.zeroize();
-        text.map(Secret::new)
+        let password = self.timed.first()?.password(username);
+        Some(Secret::new(password.text().to_owned()))
     }
 
     /// RFC 8489 §14.4.
@@ -407,7 +391,8 @@ impl Credentials {
             Name::Hashed(hash) => (hash.as_slice(), None),
         };
         for secret in &self.timed {
-            let key = secret.key(username, self.realm.as_bytes(), algorithm);
+            let password = secret.password(username);
+            let key = Key::derive(algorithm, username, self.realm.as_bytes(), password.text().as_bytes());
             if integrity.is_made_with(&key) & timed_until.is_some() {
                 found = Some((key, timed_until));
             }
@@ -419,15 +404,6 @@ impl Credentials {
 /// Four base64 characters that a nonce begins with, after the cookie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features([u8; 4]);
-
-/// The time a timed username names: digits up to the end or the first colon.
-fn expiry(username: &[u8]) -> Option<u64> {
-    let digits = username.split(|byte| *byte == b':').next()?;
-    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(digits).ok()?.parse().ok()
-}
 
 /// A user with a password of their own, or one that a whole messenger shares.
 pub struct StaticUser {
@@ -456,79 +432,6 @@ impl StaticUser {
     }
 }
 
-/// The hash with which a credential endpoint makes passwords from usernames.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TimedAlgorithm {
-    Sha1,
-    Sha256,
-}
-
-/// A secret shared with a credential endpoint. Several may be good at a time, for rollover.
-pub struct TimedSecret {
-    algorithm: TimedAlgorithm,
-    secret: Secret<Vec<u8>>,
-}
-
-impl TimedSecret {
-    /// One sniffed request is enough to guess a weak secret offline, so weak ones are refused.
-    pub fn new(algorithm: TimedAlgorithm, secret: Secret<Vec<u8>>) -> Result<Self, CredentialFault> {
-        if secret.expose().is_empty() {
-            return Err(CredentialFault::EmptySecret);
-        }
-        if is_placeholder(secret.expose()) {
-            return Err(CredentialFault::Placeholder);
-        }
-        if secret.expose().len() < MIN_TIMED_SECRET {
-            return Err(CredentialFault::ShortSecret);
-        }
-        Ok(Self { algorithm, secret })
-    }
-
-    fn key(&self, username: &[u8], realm: &[u8], algorithm: PasswordAlgorithm) -> Key {
-        let mut password = self.password(username);
-        let key = Key::derive(algorithm, username, realm, password.text());
-        password.zeroize();
-        key
-    }
-
-    fn password(&self, username: &[u8]) -> TimedPassword {
-        let mut mac = [0; 32];
-        let length = match self.algorithm {
-            TimedAlgorithm::Sha1 => {
-                let made = hmac_sha1(self.secret.expose(), &[username]);
-                mac.iter_mut().zip(made).for_each(|(to, from)| *to = from);
-                20
-            }
-            TimedAlgorithm::Sha256 => {
-                mac = hmac_sha256(self.secret.expose(), &[username]);
-                32
-            }
-        };
-        let mut bytes = [0; 44];
-        let written = STANDARD.encode_slice(mac.get(..length).unwrap_or_default(), &mut bytes);
-        mac.zeroize();
-        TimedPassword {
-            bytes,
-            length: written.unwrap_or_default(),
-        }
-    }
-}
-
-/// 44 characters hold the base64 of 32 bytes.
-#[derive(Zeroize)]
-struct TimedPassword {
-    bytes: [u8; 44],
-    length: usize,
-}
-
-impl TimedPassword {
-    fn text(&self) -> &[u8] {
-        self.bytes.get(..self.length).unwrap_or_default()
-    }
-}
-
-/// Bytes of a timed secret, at least.
-pub const MIN_TIMED_SECRET: usize = 32;
 /// Bytes of the realm, at most: every challenge carries it.
 pub const MAX_REALM: usize = 64;
 
@@ -549,37 +452,8 @@ pub enum CredentialFault {
     EmptyPassword,
     #[error("a user is given twice")]
     UserTwice,
-    #[error("a timed secret is empty")]
-    EmptySecret,
-    #[error("a timed secret is shorter than 32 bytes")]
-    ShortSecret,
-    #[error("a password or secret is a placeholder")]
+    #[error("a password is a placeholder")]
     Placeholder,
-}
-
-/// What documentation and examples contain, in any case, and one character over and over.
-fn is_placeholder(secret: &[u8]) -> bool {
-    const WHOLE: [&str; 5] = ["secret", "password", "admin", "test", "default"];
-    const WITHIN: [&str; 9] = [
-        "changeme",
-        "change-me",
-        "change_me",
-        "change this",
-        "replace",
-        "placeholder",
-        "example",
-        "your-secret",
-        "your_secret",
-    ];
-    let one_character = secret.len() > 1 && secret.windows(2).all(|pair| pair.first() == pair.last());
-    let lower = secret.to_ascii_lowercase();
-    let placeholder = WHOLE.iter().any(|word| lower == word.as_bytes())
-        || WITHIN
-            .iter()
-            .any(|word| lower.windows(word.len()).any(|part| part == word.as_bytes()));
-    let mut lower = lower;
-    lower.zeroize();
-    one_character || placeholder
 }
 
 /// RFC 8489 §9.2: what a nonce begins with when it carries features.

@@ -9,13 +9,14 @@
 use hmac::{Hmac, KeyInit, Mac};
 use md5::Digest;
 use quietline_shared::redact::Secret;
+use quietline_shared::timed::{TimedAlgorithm, TimedSecret};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use stun_types::attribute::Attribute;
 use turn_core::Server;
-use turn_core::auth::{Credentials, NONCE_EPOCH, Nonces, StaticUser, TimedAlgorithm, TimedSecret};
+use turn_core::auth::{Credentials, NONCE_EPOCH, Nonces, StaticUser};
 use turn_core::control::{Hop, Limits, Output, Refusal, Settings, Shared};
 use turn_core::peers::{PeerPolicy, RELAY_PORTS, RelayAddress, RelayTable};
 use turn_core::time::Now;
