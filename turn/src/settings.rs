@@ -162,7 +162,7 @@ pub struct RelayAddressSettings {
 #[serde(deny_unknown_fields, default)]
 struct AuthSettings {
     realm: String,
-    nonce_epoch: Span<MINUTE, DAY>,
+    nonce_epoch: Span<{ 5 * SECOND }, DAY>,
     user: Vec<UserSettings>,
     timed: Vec<TimedSettings>,
 }

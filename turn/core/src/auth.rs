@@ -474,7 +474,7 @@ impl Nonces {
     pub fn new(key: Secret<[u8; 32]>, epoch: Duration) -> Self {
         Self {
             key,
-            epoch: epoch.max(Duration::from_secs(60)),
+            epoch: epoch.max(Duration::from_secs(1)),
         }
     }
 
