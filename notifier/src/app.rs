@@ -11,7 +11,7 @@ pub use trial::push_once;
 use crate::dispatch::{self, Apns, Deliver, Fcm, Huawei, Webpush};
 use crate::http;
 use crate::outbox::{Lane, OutboxError, OutboxFile};
-use crate::settings::Settings;
+use crate::settings::{self, Settings};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{StoreError, SubscriptionStore};
 use crate::watcher;
@@ -22,11 +22,12 @@ use notifier_core::fanout::Mark;
 use notifier_core::omq::Identity;
 use notifier_core::outbox::{Effect, EntryId, Outcome, Push, Target};
 use notifier_core::watch::Coverage;
-use quietline_shared::service::lifecycle::{self, Latch, Readiness, Signals};
+use quietline_shared::service::lifecycle::{self, Latch, Readiness, Signal, Signals};
 use quietline_shared::service::telemetry::{self, TelemetryError};
 use relay::{Command, Ends, Relay, RelaySettings};
 use std::future::Future;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant, SystemTime};
@@ -68,8 +69,8 @@ pub enum StartError {
     TaskEnded(&'static str),
 }
 
-/// Runs until SIGTERM or SIGINT, then drains.
-pub async fn run(settings: Settings) -> Result<(), StartError> {
+/// Runs until SIGTERM or SIGINT, then drains. SIGHUP reads the file again.
+pub async fn run(settings: Settings, settings_file: &Path) -> Result<(), StartError> {
     let metrics = telemetry::install(settings.log)?;
     // A link is a file. Where the system allows fewer, dials beyond it fail and are counted.
     let _ = rlimit::increase_nofile_limit(OPEN_FILES);
@@ -223,6 +224,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
             guard: section.guard().ok()?,
         })
     });
+    let (offered, turn) = watch::channel(settings.turn.map(Arc::new));
     let http_task = tokio::spawn(http::serve(
         http_listener,
         http::Http {
@@ -230,6 +232,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
             onion_key: settings.onion_key,
             services,
             web_push,
+            turn,
             subscriptions: Arc::clone(&desk),
             clock: Arc::new(|| unix_ms() / 1000),
         },
@@ -241,7 +244,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
 
     // Without its subscriptions, or one of its tasks, a notifier that seems to run wakes nobody, so it ends.
     let end = tokio::select! {
-        () = signals.stop() => Ok(()),
+        () = hear_signals(&mut signals, settings_file, &offered) => Ok(()),
         end = &mut ready => match end {
             Ok(Err(fault)) => Err(StartError::Store(fault)),
             _ => Err(StartError::TaskEnded("watcher")),
@@ -279,6 +282,34 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     tracing::info!(how = ?drained, "stopped");
     ops_task.abort();
     end
+}
+
+/// Ends with the signal to stop. A reload takes what may change while we run: the relays that callers are told, and their secrets.
+async fn hear_signals(signals: &mut Signals, file: &Path, offered: &watch::Sender<Option<Arc<http::TurnOffer>>>) {
+    while signals.next().await == Signal::Reload {
+        let file = file.to_owned();
+        // Files are read, and keys tried.
+        let outcome = match tokio::task::spawn_blocking(move || settings::read(&file)).await {
+            Ok(Ok((settings, warnings))) => {
+                for warning in &warnings.0 {
+                    tracing::warn!(place = warning.place, problem = warning.problem, "settings");
+                }
+                offered.send_replace(settings.turn.map(Arc::new));
+                tracing::info!("settings read again: [turn] is taken, the rest waits for a restart");
+                "taken"
+            }
+            Ok(Err(faults)) => {
+                tracing::error!(faults = faults.0.len(), "the settings have faults: nothing is changed");
+                for fault in &faults.0 {
+                    tracing::error!(place = fault.place, problem = fault.problem, "settings");
+                }
+                "refused"
+            }
+            // A panic has been reported where it happened.
+            Err(_) => "refused",
+        };
+        metrics::counter!("settings_reloads_total", "outcome" => outcome).increment(1);
+    }
 }
 
 /// A lane ends when the outbox drops its end: until then each push that it took gets its outcome.

@@ -1,21 +1,23 @@
-//! Where requests come in: subscribe and unsubscribe, through an onion or directly, and what anybody may know of us.
+//! Where requests come in: subscriptions and relays for calls, through an onion or directly, and what anybody may know of us.
 //!
 //! In: bytes of clients and storage nodes. Out: verified `Subscription`s and `Unsubscription`s to whoever keeps them, and answers.
 //! Never: keeps or logs an address, waits without a deadline, or reads more than a bounded number of bytes.
 //!
 //! | request | answer |
 //! |---|---|
-//! | POST /subscribe, /unsubscribe | the HTTP status says whether to repeat; JSON of the form of the request |
+//! | POST /subscribe, /unsubscribe, /test | the HTTP status says whether to repeat; JSON of the form of the request |
+//! | POST /turn/credentials | relays and credentials for a call, or a refusal of the same length |
 //! | POST /oxen/v4/lsrpc | 200 with a sealed reply, whose code is the one above; 400 if it cannot be opened |
 //! | GET /info | JSON |
 //!
-//! Without direct requests (a setting) the first two do not exist: 404.
+//! Without direct requests (a setting) the first two do not exist: 404. Nor does the second without relays.
 
 mod body;
 mod info;
 mod limits;
 mod onion;
 mod subscribe;
+mod turn;
 
 use axum::Router;
 use axum::body::Body;
@@ -40,9 +42,12 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use subscribe::{Desk, Operation, WholeFault, refuse};
+use subscribe::{Desk, Operation, WholeFault};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::time::Instant;
+use turn::TurnDesk;
+pub use turn::{TurnOffer, TurnSettings, read as read_turn};
 
 /// `[http]`
 #[derive(Clone, Debug, Deserialize)]
@@ -160,6 +165,8 @@ pub struct Http<S> {
     /// The services on offer. One whose provider is down stays on offer: its wakeups wait in the outbox.
     pub services: Vec<Service>,
     pub web_push: Option<WebPush>,
+    /// Relays for calls; without any that endpoint does not exist.
+    pub turn: watch::Receiver<Option<Arc<TurnOffer>>>,
     pub subscriptions: S,
     pub clock: Clock,
 }
@@ -216,6 +223,7 @@ impl<S: Subscriptions> State<S> {
             onion_key,
             services,
             web_push,
+            turn,
             subscriptions,
             clock,
         } = http;
@@ -229,6 +237,7 @@ impl<S: Subscriptions> State<S> {
                 clock,
                 guard: web_push.map(|web_push| web_push.guard),
                 tests: SourceLimit::every(TEST_EVERY, TEST_BURST, start),
+                turn: TurnDesk::new(turn),
             },
             onion_key,
             body_limit: settings.body_limit,
@@ -241,6 +250,9 @@ impl<S: Subscriptions> State<S> {
 
     async fn direct(&self, operation: Operation, request: Request) -> Response {
         let start = Instant::now();
+        if !self.desk.offers(operation) {
+            return Refusal::NotOffered.answer(operation.label(), start);
+        }
         let deadline = start + self.request_timeout;
         let (parts, body) = request.into_parts();
         let allowed = match parts.extensions.get::<SourceAddr>() {
@@ -254,9 +266,9 @@ impl<S: Subscriptions> State<S> {
         let body = self.bodies.read(body, kept, deadline).await;
         let answered = match (allowed, body) {
             (Err(wait), _) => Err(Refusal::SourceLimit(wait)),
-            (Ok(()), Ok(text)) if text.bytes().is_empty() => Ok(refuse(operation, WholeFault::NoBody)),
+            (Ok(()), Ok(text)) if text.bytes().is_empty() => Ok(self.desk.refuse(operation, WholeFault::NoBody)),
             (Ok(()), Ok(text)) => Ok(self.desk.answer(operation, text.bytes(), deadline).await),
-            (Ok(()), Err(BodyFault::TooLarge)) => Ok(refuse(operation, WholeFault::TooLarge)),
+            (Ok(()), Err(BodyFault::TooLarge)) => Ok(self.desk.refuse(operation, WholeFault::TooLarge)),
             (Ok(()), Err(BodyFault::TooSlow)) => Err(Refusal::TooSlow),
             (Ok(()), Err(BodyFault::Broken)) => Err(Refusal::Broken),
             (Ok(()), Err(BodyFault::NoRoom)) => Err(Refusal::NoRoom),
@@ -310,6 +322,7 @@ enum Refusal {
     NoRoom,
     Unreadable,
     NoRandomness,
+    NotOffered,
 }
 
 impl From<OnionRefusal> for Refusal {
@@ -332,6 +345,7 @@ impl Refusal {
             Self::NoRoom => (StatusCode::SERVICE_UNAVAILABLE, "Busy", "no_room"),
             Self::Unreadable => (StatusCode::BAD_REQUEST, INVALID_ONION, "unreadable"),
             Self::NoRandomness => (StatusCode::INTERNAL_SERVER_ERROR, "Internal error", "no_randomness"),
+            Self::NotOffered => (StatusCode::NOT_FOUND, "Not Found", "not_offered"),
         }
     }
 
@@ -346,7 +360,7 @@ impl Refusal {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
             }
             // What is left of the body would be read as the next request.
-            Self::TooLarge | Self::TooSlow | Self::Broken => {
+            Self::TooLarge | Self::TooSlow | Self::Broken | Self::NotOffered => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Self::NoRoom | Self::Unreadable | Self::NoRandomness => {}

@@ -62,7 +62,7 @@ fn run(path: &Path, errors: &mut dyn Write) -> io::Result<Exit> {
         Err(faults) => return command::report_faults(&faults, errors),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    match runtime.block_on(app::run(settings)) {
+    match runtime.block_on(app::run(settings, path)) {
         Ok(()) => Ok(Exit::Done),
         Err(fault) => {
             writeln!(errors, "quietline-notifier does not start: {fault}")?;

@@ -23,6 +23,8 @@ use std::time::Duration;
 /// Everything `run` needs, checked.
 pub struct Settings {
     pub http: http::Settings,
+    /// `None`: no relays are told to anybody.
+    pub turn: Option<http::TurnOffer>,
     pub onion_key: Secret<[u8; 32]>,
     pub store: StoreSettings,
     pub lookup_key: store::LookupKey,
@@ -133,6 +135,7 @@ pub fn read(path: &Path) -> Result<(Settings, Warnings), Faults> {
     let mut file = SettingsFile::read(path)?;
     let http = file.section::<http::Settings>("http");
     let onion_key = key(&mut file, "http.onion_key_file");
+    let turn = http::read_turn(&mut file);
     let store = file.section::<StoreSettings>("store");
     let lookup_key = key(&mut file, "store.lookup_key_file");
     let watcher = file.section::<watcher::Settings>("watcher");
@@ -173,6 +176,7 @@ pub fn read(path: &Path) -> Result<(Settings, Warnings), Faults> {
         let (fanout, seal) = (fanout?, seal?);
         Some(Settings {
             http: http?,
+            turn,
             onion_key: onion_key?,
             store: store?,
             lookup_key: store::LookupKey::new(lookup_key?),

@@ -17,3 +17,4 @@ pub mod seal;
 pub mod lane;
 pub mod outbox;
 pub mod webpush;
+pub mod turn;

@@ -4,7 +4,7 @@
 //! own among them.
 
 use super::Operation;
-use super::subscribe::{Answer, Desk, WholeFault, refuse};
+use super::subscribe::{Answer, Desk, WholeFault};
 use super::{Subscriptions, code_label};
 use axum::http::StatusCode;
 use quietline_shared::onion::{self, OnionError, OnionRequest, OuterFault, ReplyKey};
@@ -34,10 +34,11 @@ pub async fn answer<S: Subscriptions>(
             body,
             reply,
         }) => match target(&method, &endpoint) {
+            Ok(operation) if !desk.offers(operation) => seal(&reply, &InnerRefusal::UnknownEndpoint.answer(), TEXT),
             Ok(operation) => {
                 let text = body.map(|body| body.0).unwrap_or_default();
                 let answer = if text.len() > body_limit {
-                    refuse(operation, WholeFault::TooLarge)
+                    desk.refuse(operation, WholeFault::TooLarge)
                 } else {
                     desk.answer(operation, &text, deadline).await
                 };
@@ -126,10 +127,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_three_endpoints_exist() {
+    fn only_four_endpoints_exist() {
         assert_eq!(target("POST", "/subscribe"), Ok(Operation::Subscribe));
         assert_eq!(target("post", "/%75nsubscribe?a=b/../c#d"), Ok(Operation::Unsubscribe));
         assert_eq!(target("POST", "/test"), Ok(Operation::Test));
+        assert_eq!(target("POST", "/turn/credentials"), Ok(Operation::Credentials));
         assert_eq!(target("GET", "/subscribe"), Err(InnerRefusal::WrongMethod));
         for unknown in [
             "",
@@ -140,6 +142,7 @@ mod tests {
             "/SUBSCRIBE",
             "/oxen/v4/lsrpc",
             "/info",
+            "/turn",
             "/%",
             "/%7",
             "/%zz",

@@ -1,9 +1,10 @@
-//! One subscribe, unsubscribe or test request: text in, code and text out, the same for direct and onion requests.
+//! One request of a client: text in, code and text out, the same for direct and onion requests.
 //!
 //! In: the text, the time, where subscriptions are kept. Out: an [`Answer`] of the form of the request: one object for one item
 //! or for a fault of the whole, an array for an array, in its order. Never: knows how the request came, or asks a provider.
 
 use super::limits::SourceLimit;
+use super::turn::TurnDesk;
 use super::{Clock, Stored, Subscriptions, Tested};
 use axum::http::StatusCode;
 use futures_util::future::join_all;
@@ -20,16 +21,19 @@ pub enum Operation {
     Unsubscribe,
     /// "Is my fast mode working?"
     Test,
+    /// Relays for a call.
+    Credentials,
 }
 
 impl Operation {
-    pub const ALL: [Self; 3] = [Self::Subscribe, Self::Unsubscribe, Self::Test];
+    pub const ALL: [Self; 4] = [Self::Subscribe, Self::Unsubscribe, Self::Test, Self::Credentials];
 
     pub const fn path(self) -> &'static str {
         match self {
             Self::Subscribe => "/subscribe",
             Self::Unsubscribe => "/unsubscribe",
             Self::Test => "/test",
+            Self::Credentials => "/turn/credentials",
         }
     }
 
@@ -38,6 +42,7 @@ impl Operation {
             Self::Subscribe => "subscribe",
             Self::Unsubscribe => "unsubscribe",
             Self::Test => "test",
+            Self::Credentials => "turn_credentials",
         }
     }
 }
@@ -72,14 +77,6 @@ impl WholeFault {
     }
 }
 
-pub fn refuse(operation: Operation, fault: WholeFault) -> Answer {
-    count(operation, fault.label());
-    Answer {
-        code: StatusCode::OK,
-        json: json!({"error": BAD_INPUT, "message": fault.message()}).to_string(),
-    }
-}
-
 /// Where items go, and what they are judged by.
 pub struct Desk<S> {
     pub subscriptions: S,
@@ -89,11 +86,37 @@ pub struct Desk<S> {
     pub guard: Option<Guard>,
     /// Tests of one account.
     pub tests: SourceLimit,
+    pub turn: TurnDesk,
 }
 
 impl<S: Subscriptions> Desk<S> {
+    /// Whether there is such an endpoint.
+    pub fn offers(&self, operation: Operation) -> bool {
+        operation != Operation::Credentials || self.turn.is_offered()
+    }
+
+    pub fn refuse(&self, operation: Operation, fault: WholeFault) -> Answer {
+        match (operation, fault) {
+            (Operation::Credentials, WholeFault::TooLarge) => return self.turn.refuse_too_large(),
+            (Operation::Credentials, WholeFault::NoBody) => return self.credentials(&[]),
+            _ => count(operation, fault.label()),
+        }
+        Answer {
+            code: StatusCode::OK,
+            json: json!({"error": BAD_INPUT, "message": fault.message()}).to_string(),
+        }
+    }
+
+    fn credentials(&self, text: &[u8]) -> Answer {
+        self.turn
+            .answer(text, u64::try_from((self.clock)()).unwrap_or_default())
+    }
+
     /// Answers by `deadline`. What was on its way to the store by then may or may not be stored: a repetition mends it.
     pub async fn answer(&self, operation: Operation, text: &[u8], deadline: Instant) -> Answer {
+        if operation == Operation::Credentials {
+            return self.credentials(text);
+        }
         let work = async {
             match subscription::parse_body(text) {
                 Body::Bad(error) => Reply::Whole(Err(error)),
@@ -138,6 +161,8 @@ impl<S: Subscriptions> Desk<S> {
                 allowed.map_err(|_| ItemError::TooManyTests)?;
                 Ok(Wish::Test(wish))
             }
+            // It has one shape, and no items.
+            Operation::Credentials => Err(ItemError::Internal),
         }
     }
 
@@ -268,9 +293,10 @@ fn code_for(items: &[Result<Done, ItemError>]) -> StatusCode {
     }
 }
 
-fn count(operation: Operation, outcome: &'static str) {
+pub(super) fn count(operation: Operation, outcome: &'static str) {
     metrics::counter!("http_items_total", "operation" => operation.label(), "outcome" => outcome).increment(1);
 }
 
-/// Upstream's BAD_INPUT (push.md §3 Q12).
-const BAD_INPUT: u8 = 1;
+/// Upstream's BAD_INPUT and SERVICE_NOT_AVAILABLE (push.md §3 Q12).
+pub(super) const BAD_INPUT: u8 = 1;
+pub(super) const SERVICE_NOT_AVAILABLE: u8 = 2;

@@ -124,6 +124,7 @@ async fn start_with_key(settings: &str, onion_key: [u8; 32]) -> Server {
             vapid_public_key: "B".repeat(87),
             guard: Guard::default(),
         }),
+        turn: tokio::sync::watch::channel(None).1,
         subscriptions: shelf.clone(),
         clock: Arc::new(|| NOW),
     };
