@@ -8,7 +8,7 @@ use crate::node::{Fleet, NodeError, NodeSettings, SwarmMessage};
 use crate::notifier::{Metrics, Notifier, NotifierError};
 use crate::onion::Cipher;
 use crate::oxend::{Oxend, OxendTransport};
-use crate::phone::{Phone, PhoneAnswer, PhoneMessage, PushService, unix_milliseconds};
+use crate::phone::{Phone, PhoneAnswer, PhoneMessage, PushService, send_onion, unix_milliseconds};
 use crate::ports;
 use crate::provider::apns::Apns;
 use crate::provider::fcm::Fcm;
@@ -25,6 +25,9 @@ use std::process::ExitStatus;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+/// Where relays for a call are asked for.
+pub const CREDENTIALS: &str = "/turn/credentials";
 
 /// Longest path of a Unix socket, without the closing zero.
 const SOCKET_PATH_MAX: usize = 107;
@@ -303,6 +306,12 @@ impl Lab {
         Ok(phone
             .unsubscribe(&self.http, &self.keys.onion_public, self.cipher())
             .await?)
+    }
+
+    /// Asks for relays and credentials through an onion request, as anybody does before a call.
+    pub async fn credentials(&self) -> Result<PhoneAnswer, LabError> {
+        let (notifier, key) = (&self.http, &self.keys.onion_public);
+        Ok(send_onion(notifier, key, self.cipher(), CREDENTIALS, &serde_json::json!({})).await?)
     }
 
     fn cipher(&self) -> Cipher {

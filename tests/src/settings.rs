@@ -129,6 +129,16 @@ pub fn notifier_settings(addresses: &Addresses) -> Table {
     settings
 }
 
+/// One `[[turn.server]]` of the notifier.
+pub fn turn_server(operator: &str, urls: &[String], secret_file: &str) -> Value {
+    let urls = urls.iter().map(|url| text(url)).collect();
+    Value::Table(Table::from_iter([
+        ("operator".to_owned(), text(operator)),
+        ("urls".to_owned(), Value::Array(urls)),
+        ("secret_file".to_owned(), text(secret_file)),
+    ]))
+}
+
 /// Sets `section.key`, creating sections on the way.
 pub fn set(settings: &mut Table, path: &str, value: impl Into<Value>) {
     let Some((section, rest)) = path.split_once('.') else {

@@ -226,6 +226,11 @@ impl Relay {
         String::from_utf8_lossy(&std::fs::read(self.log_file()).unwrap_or_default()).into_owned()
     }
 
+    /// As clients are told it.
+    pub fn url(&self) -> String {
+        format!("turn:{}?transport=udp", self.address)
+    }
+
     /// Somebody who got a credential that lasts an hour.
     pub fn guest(&self) -> Who {
         guest(&self.secret)
