@@ -9,9 +9,10 @@ use quietline_lab::lab::{Lab, LabError, LabSettings, OxendKind, Sent};
 use quietline_lab::ledger::Ledger;
 use quietline_lab::notifier::NotifierError;
 use quietline_lab::phone::{Phone, PhoneBody, PushService};
+use quietline_lab::settings::turn_server;
 use quietline_lab::sodium;
 use quietline_lab::turn::call::{Call, Ends};
-use quietline_lab::turn::client::{Packet, arrived};
+use quietline_lab::turn::client::{Packet, Who, arrived};
 use quietline_lab::turn::relay::{Relay, RelayError, peer};
 use quietline_lab::turn::server::Transport;
 use quietline_lab::turn::stun::attribute;
@@ -25,6 +26,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Messages of the stream live as long as the clients' do.
 const FORTNIGHT: Duration = Duration::from_secs(14 * 24 * 3600);
+/// And those of a call as long as it may ring.
+const RING: Duration = Duration::from_secs(300);
 
 #[derive(Parser)]
 #[command(
@@ -92,6 +95,8 @@ enum RunError {
     Socket(#[from] std::io::Error),
     #[error("the relay refused a client: {0}")]
     RelayRefused(&'static str),
+    #[error("the notifier gave no credentials for a call")]
+    NotTold,
     #[error("a relayed packet did not arrive")]
     NotRelayed,
 }
@@ -141,6 +146,10 @@ async fn run(arguments: &RunArguments) -> Result<bool, RunError> {
     };
     let mut lab = Lab::surround(settings)?;
     let mut relay = Relay::prepare(&arguments.folder, arguments.relay.as_deref(), |_| ())?;
+    let told = turn_server("the lab", &[relay.url()], "keys/turn-secret");
+    let told = ("turn.server".to_owned(), toml::Value::Array(vec![told]));
+    lab.settings.overrides.push(told);
+    lab.write_settings()?;
     screen::world(&lab, arguments.phones);
     let started = Instant::now();
     tokio::select! {
@@ -188,7 +197,11 @@ struct World {
 async fn show(lab: &Lab, relay: &Relay, arguments: &RunArguments) -> Result<(Arc<Ledger>, Vec<Phone>, Call), RunError> {
     let phone = lab.phone(PushService::Apns);
     journey(lab, &phone).await?;
-    let call = Call::begin(tokio::task::block_in_place(|| relayed_journey(relay))?);
+    let call_journey = screen::RelayJourney::begin();
+    let callers = ring(lab, &phone, &call_journey).await?;
+    let call = Call::begin(tokio::task::block_in_place(|| {
+        relayed_journey(relay, &call_journey, callers)
+    })?);
 
     let ledger = Arc::new(Ledger::default());
     ledger.know(&phone);
@@ -215,13 +228,35 @@ async fn show(lab: &Lab, relay: &Relay, arguments: &RunArguments) -> Result<(Arc
     Ok((ledger, phones, call))
 }
 
+/// Somebody calls the phone; what its two ends are told of the relay.
+async fn ring(lab: &Lab, phone: &Phone, journey: &screen::RelayJourney) -> Result<[Who; 2], RunError> {
+    let sent = lab.send(phone, 0, b"an offer of a call", RING);
+    let (delivery, _) = lab.next_delivery(phone, PATIENCE).await.ok_or(RunError::NotDelivered)?;
+    journey.rung(delivery.at.saturating_duration_since(sent.at));
+    let mut callers = Vec::new();
+    let mut bytes = 0;
+    for _ in 0..2 {
+        let reply = lab.credentials().await?;
+        bytes = reply.reply.as_ref().map_or(0, |reply| reply.body.len());
+        let answer = reply.json().ok_or(RunError::NotTold)?;
+        let server = &answer["iceServers"][0];
+        let text = |name: &str| server[name].as_str().ok_or(RunError::NotTold);
+        callers.push(Who::new(text("username")?, text("credential")?));
+    }
+    journey.told(bytes);
+    callers.try_into().map_err(|_| RunError::NotTold)
+}
+
 /// A packet to a peer and back, then from client to client; the call that is left over.
-fn relayed_journey(relay: &Relay) -> Result<Ends, RunError> {
+fn relayed_journey(
+    relay: &Relay,
+    journey: &screen::RelayJourney,
+    [caller, called]: [Who; 2],
+) -> Result<Ends, RunError> {
     let text = b"Can you hear me?";
-    let mut caller = relay.client(Transport::Udp, relay.guest())?;
+    let mut caller = relay.client(Transport::Udp, caller)?;
     let outside = peer()?;
     let at = outside.local_addr()?;
-    let journey = screen::RelayJourney::begin();
     let challenge = caller.challenge().ok_or(RunError::RelayRefused("no challenge"))?;
     journey.challenged(challenge.bytes.len());
     let answer = caller.allocate_with(|request| request);
@@ -246,7 +281,7 @@ fn relayed_journey(relay: &Relay) -> Result<Ends, RunError> {
     }
     journey.back(text.len(), sent.elapsed());
 
-    let mut called = relay.client(Transport::Tls, relay.guest())?;
+    let mut called = relay.client(Transport::Tls, called)?;
     let answer = called.allocate_with(|request| request);
     let other = answer.and_then(|answer| answer.address(attribute::XOR_RELAYED_ADDRESS));
     let other = other.ok_or(RunError::RelayRefused("no relayed address over TLS"))?;

@@ -125,15 +125,30 @@ impl Journey {
     }
 }
 
-/// The steps of one packet of a call, with the time since its client first asked.
+/// The steps of one call, with the time since it was begun.
 pub struct RelayJourney {
     began: Instant,
 }
 
 impl RelayJourney {
     pub fn begin() -> Self {
-        say("\nOne packet of a call, step by step:");
+        say("\nOne call, step by step:");
         Self { began: Instant::now() }
+    }
+
+    pub fn rung(&self, took: Duration) {
+        let what = format!(
+            "somebody calls: Apple had the ring {} after the storage nodes, before whatever else waits",
+            milliseconds(took)
+        );
+        self.step("rung", &what);
+    }
+
+    pub fn told(&self, bytes: usize) {
+        let what = format!(
+            "caller and callee each asked for relays, through onions and without a name: {bytes} bytes for everybody"
+        );
+        self.step("told", &what);
     }
 
     pub fn challenged(&self, bytes: usize) {
@@ -144,9 +159,7 @@ impl RelayJourney {
     }
 
     pub fn allocated(&self, relayed: SocketAddr) {
-        let what = format!(
-            "with a credential that names nobody it got {relayed}, a socket of the relay's for this client alone"
-        );
+        let what = format!("with what it was told it got {relayed}, a socket of the relay's for this client alone");
         self.step("allocated", &what);
     }
 
