@@ -1,4 +1,4 @@
-//! Foreign clients talk through the relay: coturn's tools, aioice, turn-client-proto.
+//! Foreign clients talk through the relay: coturn's tools, aioice, aiortc, turn-client-proto.
 //!
 //! A run passes only if what the client printed, read number by number, says that every message came back at a paced rate; an exit code
 //! alone says nothing. The same runs against a port on which nobody listens must fail, and against Debian's coturn they must pass.
@@ -372,6 +372,58 @@ fn aioice_call(site: &Site, transport: Transport, port: Option<u16>) -> Result<(
     let is_whole = number("sent") == all && number("arrived") == all && number("returned") == all;
     let is_paced = said["seconds"].as_f64() >= Some(f64::from(MESSAGES * PAUSE) / 1000.0);
     if is_whole && is_paced { Ok(()) } else { Err(output) }
+}
+
+// ---- aiortc
+
+/// Sound, pictures and messages of two calls.
+fn aiortc_calls(site: &Site, transport: Transport, port: u16) -> Result<(), String> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("interop/aiortc_call.py");
+    let (scheme, name) = match transport {
+        Transport::Udp => ("turn", "udp"),
+        Transport::Tcp => ("turn", "tcp"),
+        Transport::Tls => ("turns", "tcp"),
+    };
+    let who = alice();
+    let words = [
+        script.display().to_string(),
+        format!("{scheme}:{SERVER}:{port}?transport={name}"),
+        who.user,
+        who.password,
+        MESSAGES.to_string(),
+        site.folder.join("ca.pem").display().to_string(),
+    ];
+    let patience = if port == CLOSED_PORT {
+        Duration::from_secs(8)
+    } else {
+        PATIENCE
+    };
+    let output = run(&site.world, "/usr/bin/python3", &words, patience)?;
+    let line = output.lines().rev().find(|line| line.starts_with('{')).ok_or(&output)?;
+    let said: Value = serde_json::from_str(line).map_err(|fault| format!("{fault}: {line}"))?;
+    let is_whole = ["sound", "pictures"].into_iter().all(|call| {
+        let number = |name: &str| said[call][name].as_u64();
+        said[call]["returned"] == true
+            && number("frames") >= Some(10)
+            && number("lost") == Some(0)
+            && number("candidates") >= Some(2)
+    });
+    if is_whole { Ok(()) } else { Err(output) }
+}
+
+#[test]
+fn aiortc_calls_with_sound_and_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    let site = our_relay(folder.path(), |_| {});
+    std::thread::scope(|scope| {
+        let site = &site;
+        for transport in Transport::ALL {
+            scope.spawn(move || {
+                aiortc_calls(site, transport, PORT).unwrap_or_else(|said| panic!("{transport:?}: {said}"))
+            });
+        }
+        scope.spawn(|| aiortc_calls(site, Transport::Udp, CLOSED_PORT).unwrap_err());
+    });
 }
 
 // ---- turn-client-proto
