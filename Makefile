@@ -8,7 +8,7 @@ help:
 	@echo "make relay  a TURN relay on this machine's addresses, and what to paste into a browser (Ctrl-C ends)"
 	@echo "make test   every check: format, lints, licences, unit, end-to-end and foreign-peer tests"
 	@echo "make bench  speed and memory, each figure beside a reference of the same run"
-	@echo "make soak   a hundred kills under load, five minutes of faults in one answer of twenty (an hour)"
+	@echo "make soak   a hundred kills under load, five minutes of faults in one answer of twenty, a call of eleven minutes (an hour)"
 	@echo "make fuzz   every fuzz target for FUZZ_SECONDS (default 60) seconds"
 
 setup:
@@ -36,9 +36,11 @@ bench: setup
 	cargo bench --workspace
 
 soak: setup
-	cargo build --release --bin quietline-notifier --bin quietline-lab
+	cargo build --release --bin quietline-notifier --bin quietline-turn --bin quietline-lab
 	KILLS=100 cargo test --release -p quietline-lab --test kills -- --nocapture
 	FAULTS_SECONDS=300 cargo test --release -p quietline-lab --test faults -- --nocapture
+	for run in $$(seq 10); do cargo test --release -p quietline-lab --test browser -- every_way || exit 1; done
+	CALL_SECONDS=660 cargo test --release -p quietline-lab --test browser -- outlives --nocapture
 
 FUZZ_SECONDS ?= 60
 # The fuzzer's instrumentation is not stable yet: RUSTC_BOOTSTRAP lets the stable compiler make it, for this command only.

@@ -31,6 +31,9 @@ pub const OTHER_PEER: Ipv4Addr = Ipv4Addr::new(1, 2, 5, 2);
 pub const PEER_V6: Ipv6Addr = Ipv6Addr::new(0x2a00, 3, 0, 0, 0, 0, 0, 1);
 /// A second relay, out in the world.
 pub const OTHER_SERVER: Ipv4Addr = Ipv4Addr::new(1, 2, 7, 4);
+/// And one in a network of its own.
+pub const FAR_SERVER: Ipv4Addr = Ipv4Addr::new(1, 2, 8, 4);
+pub const FAR_SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2a00, 4, 0, 0, 0, 0, 0, 4);
 pub const PORT: u16 = 3478;
 pub const TLS_PORT: u16 = 5349;
 pub const REALM: &str = "example.org";
@@ -169,6 +172,29 @@ impl Site {
     pub fn beside(&self, folder: &Path) -> Self {
         let both = (Arc::clone(&self.world), Arc::clone(&self.world));
         Self::quietline_in(both, OTHER_SERVER, folder, |_| {})
+    }
+
+    /// A second relay with a network of its own, which the world joins to the first: no client is on its machine.
+    ///
+    /// # Panics
+    /// If it does not get ready.
+    pub fn across(&self, folder: &Path, change: impl FnOnce(&mut Table)) -> Self {
+        let home = Network::new(&[]);
+        let (ip, ip_v6) = (format!("{FAR_SERVER}/24"), format!("{FAR_SERVER_V6}/64"));
+        home.connect(
+            ("out", &[&ip, &ip_v6]),
+            &self.world,
+            ("in-far", &["1.2.8.1/24", "2a00:4::1/64"]),
+        );
+        home.ip("route add default via 1.2.8.1");
+        home.ip("-6 route add default via 2a00:4::1");
+        self.world.set("net/ipv4/ip_forward", "1");
+        let networks = (Arc::new(home), Arc::clone(&self.world));
+        Self::quietline_in(networks, FAR_SERVER, folder, |settings| {
+            let addresses = [ip_text(FAR_SERVER), ip_text(FAR_SERVER_V6)];
+            set(settings, "listen.addresses", Value::Array(addresses.to_vec()));
+            change(settings);
+        })
     }
 
     fn quietline_in(
@@ -418,6 +444,10 @@ impl Drop for Site {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn ip_text(ip: impl Into<IpAddr>) -> Value {
+    Value::from(ip.into().to_string())
 }
 
 /// The relay that was built last.
