@@ -1,4 +1,4 @@
-//! What a running process needs and a core must not have: settings, commands, telemetry, lifecycle, a bounded HTTP server.
+//! What a running process needs and a core must not have: settings, commands, telemetry, lifecycle, a bounded HTTP server, pages.
 //!
 //! In: a settings file, signals, a listener. Out: checked settings, exit codes, log lines, metrics, readiness, a stop that drains.
 //! Never: prints data about a person or a key.
@@ -6,5 +6,6 @@
 pub mod command;
 pub mod config;
 pub mod lifecycle;
+pub mod page;
 pub mod server;
 pub mod telemetry;
