@@ -3,6 +3,7 @@
 //! In: faults, warnings, the place of a secret. Out: lines for the operator, an exit code, a new file. Never: prints a secret, or writes
 //! over a file.
 
+use super::audit::Audit;
 use super::config::{Faults, Warnings};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -45,6 +46,16 @@ pub fn report_faults(faults: &Faults, errors: &mut dyn Write) -> io::Result<Exit
     )?;
     faults.0.iter().try_for_each(|fault| writeln!(errors, "  {fault}"))?;
     Ok(Exit::BadSettings)
+}
+
+pub fn report_audit(audit: &Audit, json: bool, out: &mut dyn Write) -> io::Result<Exit> {
+    if json {
+        serde_json::to_writer_pretty(&mut *out, audit)?;
+        writeln!(out)?;
+    } else {
+        write!(out, "{audit}")?;
+    }
+    Ok(Exit::Done)
 }
 
 /// Makes a file that only its owner reads, and the folder it is in; `false` if it exists and was left as it is.

@@ -3,7 +3,7 @@
 //! In: signals of the operating system, latches that the stages set. Out: one stop for all, ready or not, how the drain ended.
 //! Never: ends the process itself.
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, dumpable_behavior, set_dumpable_behavior, setrlimit};
 use serde::Deserialize;
 use std::future::Future;
 use std::io;
@@ -35,6 +35,12 @@ pub fn keep_memory_private() -> io::Result<()> {
     setrlimit(Resource::Core, nothing)?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     Ok(())
+}
+
+/// Whether a core of this process may be dumped and others of its user may look in; `None` if the system does not say.
+pub fn is_dumpable() -> Option<bool> {
+    let behaviour = dumpable_behavior().ok()?;
+    Some(behaviour != DumpableBehavior::NotDumpable)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
