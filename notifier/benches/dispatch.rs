@@ -116,6 +116,7 @@ impl Place<'_> {
             concurrency: self.concurrency,
             rate: 1_000_000,
             connections: 2,
+            jitter: Duration::ZERO,
         }
     }
 

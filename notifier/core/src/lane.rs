@@ -33,6 +33,8 @@ pub struct LaneSettings {
     pub breaker_failures: u32,
     /// A push without an outcome for so long is taken back: whoever had it is stuck.
     pub stall_after: Duration,
+    /// A wakeup that is no call waits a random time up to this before its first turn; zero = none does.
+    pub jitter: Duration,
 }
 
 impl LaneSettings {
@@ -45,6 +47,7 @@ impl LaneSettings {
             ramp: Duration::ZERO,
             breaker_failures: 8,
             stall_after: Duration::from_secs(60),
+            jitter: Duration::ZERO,
         }
     }
 }

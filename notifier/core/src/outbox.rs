@@ -285,6 +285,26 @@ impl Outbox {
         self.entries.memory()
     }
 
+    /// When a new entry may go at first; 0 = at once. Its own name at the provider is random, and good for a second use: it is not known
+    /// before the wakeup arrives.
+    fn first_turn(&self, lane: usize, class: Class, push_id: PushId, now_ms: i64, deadline_ms: i64) -> i64 {
+        let jitter_ms = self.settings.lanes.get(lane).map_or(0, |lane| millis(lane.jitter));
+        // Of a message that is soon over it takes no more than half the time that is left.
+        let jitter_ms = jitter_ms.min(deadline_ms.saturating_sub(now_ms) / 2);
+        if jitter_ms <= 0 || class == Class::Call {
+            return 0;
+        }
+        let [a, b, c, d, ..] = push_id.0;
+        now_ms.saturating_add(i64::from(u32::from_be_bytes([a, b, c, d])) % (jitter_ms + 1))
+    }
+
+    fn stall_after(&self, lane: usize) -> Duration {
+        self.settings
+            .lanes
+            .get(lane)
+            .map_or(Duration::MAX, |lane| lane.stall_after)
+    }
+
     fn backlog(&self, service: Service) -> &Backlog {
         &self.lanes[service.place()]
     }

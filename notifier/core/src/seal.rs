@@ -180,6 +180,29 @@ pub struct Sealed {
     pub expires_at_ms: i64,
 }
 
+/// Seconds for which a provider is asked to keep a wakeup: one of three times, so that it does not see how long the message lives. The
+/// shortest that is not over before the message is; 14 days for what lives longer; 0 for what is over.
+pub const fn time_to_live(expires_at_ms: i64, now_ms: i64) -> i64 {
+    let left_ms = expires_at_ms.saturating_sub(now_ms);
+    if left_ms < 1_000 {
+        0
+    } else if left_ms <= (CALL_SECONDS + CLOCKS_DIFFER) * 1_000 {
+        CALL_SECONDS
+    } else if left_ms <= DAY_SECONDS * 1_000 {
+        DAY_SECONDS
+    } else {
+        LONGEST_SECONDS
+    }
+}
+
+/// What a ringing call has.
+const CALL_SECONDS: i64 = 300;
+/// A sender's clock may be ahead of ours, and a call that rings tomorrow is worse than one that ends half a minute early.
+const CLOCKS_DIFFER: i64 = 30;
+const DAY_SECONDS: i64 = 86_400;
+/// As long as messages live, most of them. Huawei takes one day more, Google four weeks, Apple 30 days.
+const LONGEST_SECONDS: i64 = 14 * DAY_SECONDS;
+
 /// What a wakeup is worth, the most valuable first: the order of sending, and the reverse order of shedding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
@@ -282,6 +305,30 @@ mod tests {
 
     const KEY: [u8; 32] = [7; 32];
     const HOUR: i64 = 3_600_000;
+
+    #[test]
+    fn a_provider_sees_one_of_three_times_to_live() {
+        let now = 1_800_000_000_000;
+        let left = |ms: i64| time_to_live(now + ms, now);
+        for (ms, expected) in [
+            (-1, 0),
+            (999, 0),
+            (1_000, 300),
+            (300_000, 300),
+            (330_000, 300),
+            (330_001, 86_400),
+            (86_400_000, 86_400),
+            (86_400_001, 1_209_600),
+            (14 * 86_400_000, 1_209_600),
+            (60 * 86_400_000, 1_209_600),
+        ] {
+            assert_eq!(left(ms), expected, "{ms}");
+        }
+        for (expires_at_ms, now_ms) in [(i64::MIN, i64::MAX), (i64::MIN, 0)] {
+            assert_eq!(time_to_live(expires_at_ms, now_ms), 0);
+        }
+        assert_eq!(time_to_live(i64::MAX, i64::MIN), 1_209_600);
+    }
 
     #[test]
     fn an_ordinary_message_is_visible_and_urgent_and_has_a_fallback() {

@@ -85,11 +85,6 @@ pub const fn urgency(priority: Priority) -> &'static str {
     }
 }
 
-/// Seconds for `TTL`: what is left until `expires_at_ms` (Unix milliseconds), four weeks at most.
-pub fn ttl(expires_at_ms: i64, now_ms: i64) -> i64 {
-    (expires_at_ms.saturating_sub(now_ms) / 1000).clamp(0, TTL_MAX)
-}
-
 /// The word of `Topic` (RFC 8030 §5.4) for wakeups of which the newest alone is worth something. It is the same for everybody.
 pub const TOPIC: &str = "something-came";
 
@@ -164,7 +159,6 @@ const HEADER: usize = SALT + 4 + 1 + 65;
 /// One record holds any message; what it says is the same for all.
 const RECORD_SIZE: u32 = 4_096;
 const KEY_ID: u8 = 65;
-const TTL_MAX: i64 = 2_419_200;
 const CONTACT_MAX: usize = 200;
 
 #[cfg(test)]
@@ -223,10 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ttl_is_what_is_left_within_what_servers_take() {
-        for (expires_at_ms, expected) in [(i64::MIN, 0), (999, 0), (i64::MAX, TTL_MAX), (5_000, 4)] {
-            assert_eq!(ttl(expires_at_ms, 1_000), expected);
-        }
+    fn the_topic_is_one_that_servers_take() {
         assert!(
             TOPIC.len() <= 32
                 && TOPIC

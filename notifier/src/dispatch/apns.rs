@@ -20,7 +20,7 @@ use hyper::http::uri::{Authority, PathAndQuery, Scheme};
 use hyper::{Method, Request, Uri, Version};
 use notifier_core::account::Service;
 use notifier_core::outbox::RetryReason;
-use notifier_core::seal::Priority;
+use notifier_core::seal::{Priority, time_to_live};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -51,7 +51,13 @@ impl Apns {
             setting,
             fault,
         };
-        in_range(settings.concurrency, settings.connections, settings.rate).map_err(named)?;
+        in_range(
+            settings.concurrency,
+            settings.connections,
+            settings.rate,
+            settings.jitter,
+        )
+        .map_err(named)?;
         let credential = ApnsCredential::open(settings).map_err(named)?;
         let roots = roots(settings.ca_file.as_deref()).map_err(named)?;
         let identity = match &credential {
@@ -229,14 +235,13 @@ impl Form {
     }
 }
 
-/// Unix seconds. Apple keeps nothing longer than [`KEPT_MAX_MS`], and refuses what is no time.
+/// Unix seconds; 0 = Apple is not to keep it.
 fn expiration(expires_at_ms: i64, now_ms: i64) -> i64 {
-    let latest_ms = now_ms.saturating_add(KEPT_MAX_MS);
-    expires_at_ms.min(latest_ms).div_euclid(1000).max(0)
+    match time_to_live(expires_at_ms, now_ms) {
+        0 => 0,
+        seconds => now_ms.div_euclid(1_000).saturating_add(seconds).max(0),
+    }
 }
-
-/// 30 days.
-const KEPT_MAX_MS: i64 = 30 * 24 * 3_600 * 1_000;
 
 /// 8-4-4-4-12 lower-case hex digits.
 fn put_uuid(buffer: &mut BytesMut, id: &[u8; 16]) {
@@ -256,13 +261,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn apns_is_asked_to_keep_a_push_30_days_at_most_and_never_before_1970() {
+    fn apns_is_told_a_moment_that_says_when_it_was_sent_and_one_of_three_lives() {
         let now_ms = 1_800_000_000_999;
-        assert_eq!(expiration(now_ms + 3_600_000, now_ms), 1_800_003_600);
-        for far in [now_ms + KEPT_MAX_MS + 5_000, i64::MAX] {
-            assert_eq!(expiration(far, now_ms), 1_800_000_000 + 2_592_000);
-        }
-        for (expires_at_ms, now_ms) in [(-1, now_ms), (i64::MIN, now_ms), (5_000, i64::MIN)] {
+        assert_eq!(expiration(now_ms + 200_000, now_ms), 1_800_000_300);
+        assert_eq!(expiration(now_ms + 3_600_000, now_ms), 1_800_086_400);
+        assert_eq!(expiration(i64::MAX, now_ms), 1_801_209_600);
+        for (expires_at_ms, now_ms) in [(-1, now_ms), (i64::MIN, now_ms), (now_ms, now_ms), (5_000, i64::MIN)] {
             assert_eq!(expiration(expires_at_ms, now_ms), 0);
         }
     }

@@ -48,6 +48,7 @@ impl Files {
 
     pub fn apns(&self, port: u16) -> ApnsSettings {
         ApnsSettings {
+            jitter: Duration::ZERO,
             topic: "org.example.app".to_owned(),
             key_file: Some(self.path("apns.p8")),
             key_id: Some("ABCDE12345".to_owned()),
@@ -83,6 +84,7 @@ impl Files {
             "token_uri": "https://oauth.example.org/token"
         });
         FirebaseSettings {
+            jitter: Duration::ZERO,
             service_account_file: self.put("firebase.json", &account.to_string()),
             project: None,
             host: "localhost".to_owned(),
@@ -101,6 +103,7 @@ impl Files {
     /// v1 with a client secret.
     pub fn huawei(&self, port: u16, token_port: u16) -> HuaweiSettings {
         HuaweiSettings {
+            jitter: Duration::ZERO,
             api: HuaweiApi::V1,
             client_id: Some("107205081".to_owned()),
             client_secret_file: Some(self.put("huawei.secret", "s3cret+&/\n")),
@@ -136,6 +139,7 @@ impl Files {
 
     pub fn webpush(&self, port: u16) -> WebpushSettings {
         WebpushSettings {
+            jitter: Duration::ZERO,
             key_file: self.put("vapid", &hex::encode(vapid())),
             contact: "mailto:push@example.org".to_owned(),
             ports: vec![port],

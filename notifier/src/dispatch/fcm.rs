@@ -18,7 +18,7 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Uri, Version};
 use notifier_core::account::Service;
 use notifier_core::outbox::RetryReason;
-use notifier_core::seal::Priority;
+use notifier_core::seal::{Priority, time_to_live};
 use std::time::Duration;
 
 /// The lane to FCM.
@@ -45,7 +45,13 @@ impl Fcm {
             setting,
             fault,
         };
-        in_range(settings.concurrency, settings.connections, settings.rate).map_err(named)?;
+        in_range(
+            settings.concurrency,
+            settings.connections,
+            settings.rate,
+            settings.jitter,
+        )
+        .map_err(named)?;
         let account = ServiceAccount::open(settings).map_err(named)?;
         let roots = roots(settings.ca_file.as_deref()).map_err(named)?;
         let in_roots = |fault| named(("ca_file", fault));
@@ -120,9 +126,6 @@ impl Provider for Fcm {
 /// Largest sum of keys and values in `data`, bytes.
 const DATA_MAX: usize = 4096;
 
-/// Longest `ttl`: four weeks.
-const TTL_MAX_SECONDS: i64 = 2_419_200;
-
 fn data_length(push: &Push) -> usize {
     "enc_payload".len() + base64_length(push.payload.len()) + "spns".len() + "1".len()
 }
@@ -142,7 +145,7 @@ fn body(push: &Push, now_ms: i64) -> Option<Bytes> {
         Priority::Normal => b"normal",
     });
     buffer.put_slice(br#"","ttl":""#);
-    let ttl = (push.expires_at_ms.saturating_sub(now_ms) / 1000).clamp(0, TTL_MAX_SECONDS);
+    let ttl = time_to_live(push.expires_at_ms, now_ms);
     serde_json::to_writer((&mut buffer).writer(), &ttl).ok()?;
     buffer.put_slice(b"s\"");
     if push.too_long {
@@ -169,20 +172,25 @@ mod tests {
         one.expires_at_ms = 61_999;
         assert_eq!(
             text(&one, 1000),
-            r#"{"message":{"token":"token:1","data":{"enc_payload":"+//+AQ==","spns":"1"},"android":{"priority":"high","ttl":"60s"}}}"#
+            r#"{"message":{"token":"token:1","data":{"enc_payload":"+//+AQ==","spns":"1"},"android":{"priority":"high","ttl":"300s"}}}"#
         );
         one.priority = Priority::Normal;
         one.too_long = true;
         assert_eq!(
             text(&one, 1000),
-            r#"{"message":{"token":"token:1","data":{"enc_payload":"+//+AQ==","spns":"1"},"android":{"priority":"normal","ttl":"60s","collapse_key":"too-long"}}}"#
+            r#"{"message":{"token":"token:1","data":{"enc_payload":"+//+AQ==","spns":"1"},"android":{"priority":"normal","ttl":"300s","collapse_key":"too-long"}}}"#
         );
     }
 
     #[test]
-    fn a_ttl_stays_in_fcms_range() {
+    fn a_ttl_is_one_of_three() {
         let mut one = push(1, Service::Firebase, b"t");
-        for (expires_at_ms, expected) in [(i64::MIN, "0s"), (999, "0s"), (i64::MAX, "2419200s"), (5000, "4s")] {
+        for (expires_at_ms, expected) in [
+            (i64::MIN, "0s"),
+            (i64::MAX, "1209600s"),
+            (5_000, "300s"),
+            (500_000, "86400s"),
+        ] {
             one.expires_at_ms = expires_at_ms;
             assert!(
                 text(&one, 1000).contains(&format!("\"ttl\":\"{expected}\"")),

@@ -19,7 +19,7 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderVa
 use hyper::{Method, Request, Uri, Version};
 use notifier_core::account::Service;
 use notifier_core::outbox::RetryReason;
-use notifier_core::seal::Priority;
+use notifier_core::seal::{Priority, time_to_live};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -64,7 +64,13 @@ impl Huawei {
             setting,
             fault,
         };
-        in_range(settings.concurrency, settings.connections, settings.rate).map_err(named)?;
+        in_range(
+            settings.concurrency,
+            settings.connections,
+            settings.rate,
+            settings.jitter,
+        )
+        .map_err(named)?;
         let credential = HuaweiCredential::open(settings).map_err(named)?;
         let uri = uri(settings, &credential).map_err(named)?;
         let roots = roots(settings.ca_file.as_deref()).map_err(named)?;
@@ -226,9 +232,6 @@ impl Provider for Huawei {
 /// Largest body without the token, bytes.
 const BODY_MAX: usize = 4096;
 
-/// Longest `ttl`: 15 days.
-const TTL_MAX_SECONDS: i64 = 1_296_000;
-
 /// How long an app without the right to urgency HIGH is not asked about again.
 const PLAIN_MS: i64 = 3_600_000;
 
@@ -241,8 +244,9 @@ const PUSH_TYPE: HeaderName = HeaderName::from_static("push-type");
 const TITLE: &str = "Session";
 const TEXT: &str = "You've got a new message";
 
+/// Push Kit takes no 0.
 fn ttl(push: &Push, now_ms: i64) -> i64 {
-    (push.expires_at_ms.saturating_sub(now_ms) / 1000).clamp(1, TTL_MAX_SECONDS)
+    time_to_live(push.expires_at_ms, now_ms).max(1)
 }
 
 /// The map of the wakeup as the text of a JSON value: what clients parse is a map, what Push Kit takes is a text.
@@ -340,7 +344,7 @@ mod tests {
         let mut one = one();
         assert_eq!(
             text(message(&one, "token:1", true, 1000)),
-            r#"{"message":{"data":"{\"enc_payload\":\"+//+AQ==\",\"spns\":\"1\"}","android":{"urgency":"HIGH","ttl":"60s","collapse_key":-1},"token":["token:1"]}}"#
+            r#"{"message":{"data":"{\"enc_payload\":\"+//+AQ==\",\"spns\":\"1\"}","android":{"urgency":"HIGH","ttl":"300s","collapse_key":-1},"token":["token:1"]}}"#
         );
         one.too_long = true;
         let body: serde_json::Value = serde_json::from_str(&text(message(&one, "t", false, 1000))).unwrap();
@@ -357,11 +361,11 @@ mod tests {
         let mut one = one();
         assert_eq!(
             text(scene(&one, "t", HuaweiPushType::Alert, 1000)),
-            r#"{"payload":{"notification":{"clickAction":{"actionType":0,"data":{"enc_payload":"+//+AQ==","spns":"1"}},"body":"You've got a new message","category":"IM","title":"Session"}},"target":{"token":["t"]},"pushOptions":{"ttl":60}}"#
+            r#"{"payload":{"notification":{"clickAction":{"actionType":0,"data":{"enc_payload":"+//+AQ==","spns":"1"}},"body":"You've got a new message","category":"IM","title":"Session"}},"target":{"token":["t"]},"pushOptions":{"ttl":300}}"#
         );
         assert_eq!(
             text(scene(&one, "t", HuaweiPushType::Background, 1000)),
-            r#"{"payload":{"extraData":"{\"enc_payload\":\"+//+AQ==\",\"spns\":\"1\"}"},"target":{"token":["t"]},"pushOptions":{"ttl":60}}"#
+            r#"{"payload":{"extraData":"{\"enc_payload\":\"+//+AQ==\",\"spns\":\"1\"}"},"target":{"token":["t"]},"pushOptions":{"ttl":300}}"#
         );
         one.too_long = true;
         let body = text(scene(&one, "t", HuaweiPushType::Extension, 1000));
@@ -372,9 +376,9 @@ mod tests {
     }
 
     #[test]
-    fn a_ttl_stays_in_huaweis_range() {
+    fn a_ttl_is_one_of_three_and_never_nothing() {
         let mut one = one();
-        for (expires_at_ms, expected) in [(i64::MIN, 1), (999, 1), (i64::MAX, 1_296_000), (5_000, 4)] {
+        for (expires_at_ms, expected) in [(i64::MIN, 1), (999, 1), (i64::MAX, 1_209_600), (5_000, 300)] {
             one.expires_at_ms = expires_at_ms;
             assert_eq!(ttl(&one, 1000), expected, "{expires_at_ms}");
         }

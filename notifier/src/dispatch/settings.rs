@@ -77,27 +77,28 @@ impl DispatchSettings {
     pub fn lane(&self, service: Service) -> Option<LaneSettings> {
         let apns = |section: &Option<ApnsSettings>| {
             let section = section.as_ref()?;
-            Some((section.concurrency, section.rate, Duration::ZERO))
+            Some((section.concurrency, section.rate, Duration::ZERO, section.jitter))
         };
-        let (concurrency, rate, ramp) = match service {
+        let (concurrency, rate, ramp, jitter) = match service {
             Service::Apns => apns(&self.apns)?,
             Service::ApnsSandbox => apns(&self.apns_sandbox)?,
             Service::Firebase => {
                 let section = self.firebase.as_ref()?;
-                (section.concurrency, section.rate, section.ramp)
+                (section.concurrency, section.rate, section.ramp, section.jitter)
             }
             Service::Huawei => {
                 let section = self.huawei.as_ref()?;
-                (section.concurrency, section.rate, section.ramp)
+                (section.concurrency, section.rate, section.ramp, section.jitter)
             }
             Service::Webpush => {
                 let section = self.webpush.as_ref()?;
-                (section.concurrency, section.rate, Duration::ZERO)
+                (section.concurrency, section.rate, Duration::ZERO, section.jitter)
             }
         };
         Some(LaneSettings {
             rate,
             ramp,
+            jitter,
             // Each push comes to an end within the timeout, unless whoever has it is stuck.
             stall_after: self.timeout.saturating_mul(3).max(Duration::from_secs(30)),
             ..LaneSettings::with_concurrency(u32::try_from(concurrency).unwrap_or(u32::MAX))
@@ -138,6 +139,9 @@ pub struct ApnsSettings {
     pub rate: u32,
     #[serde(default = "two")]
     pub connections: usize,
+    /// A wakeup that is no call waits a random time up to this, at most a minute. Default none.
+    #[serde(default, with = "humantime_serde")]
+    pub jitter: Duration,
 }
 
 /// `[dispatch.firebase]`.
@@ -167,6 +171,9 @@ pub struct FirebaseSettings {
     pub ramp: Duration,
     #[serde(default = "two")]
     pub connections: usize,
+    /// A wakeup that is no call waits a random time up to this, at most a minute. Default none.
+    #[serde(default, with = "humantime_serde")]
+    pub jitter: Duration,
 }
 
 /// `[dispatch.huawei]`.
@@ -206,6 +213,9 @@ pub struct HuaweiSettings {
     pub ramp: Duration,
     #[serde(default = "two")]
     pub connections: usize,
+    /// A wakeup that is no call waits a random time up to this, at most a minute. Default none.
+    #[serde(default, with = "humantime_serde")]
+    pub jitter: Duration,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -267,6 +277,9 @@ pub struct WebpushSettings {
     /// Pushes a second to one server; less where it asks for less. Default 1,000.
     #[serde(default = "one_thousand_u32")]
     pub origin_rate: u32,
+    /// A wakeup that is no call waits a random time up to this, at most a minute. Default none.
+    #[serde(default, with = "humantime_serde")]
+    pub jitter: Duration,
 }
 
 impl WebpushSettings {
@@ -374,10 +387,20 @@ pub enum Fault {
     BadNetwork,
     #[error("must be at least 1 and at most {most}")]
     OutOfRange { most: u32 },
+    #[error("must be at most {most:?}")]
+    TooLong { most: Duration },
 }
 
 /// The limits that every lane has.
-pub(super) fn in_range(concurrency: usize, connections: usize, rate: u32) -> Result<(), (&'static str, Fault)> {
+pub(super) fn in_range(
+    concurrency: usize,
+    connections: usize,
+    rate: u32,
+    jitter: Duration,
+) -> Result<(), (&'static str, Fault)> {
+    if jitter > LONGEST_JITTER {
+        return Err(("jitter", Fault::TooLong { most: LONGEST_JITTER }));
+    }
     for (setting, number, most) in [
         ("concurrency", concurrency, 100_000),
         ("connections", connections, 100_000),
@@ -389,6 +412,9 @@ pub(super) fn in_range(concurrency: usize, connections: usize, rate: u32) -> Res
     }
     Ok(())
 }
+
+/// A message that comes a minute late is late.
+const LONGEST_JITTER: Duration = Duration::from_secs(60);
 
 const fn ten_seconds() -> Duration {
     Duration::from_secs(10)
@@ -471,7 +497,7 @@ mod tests {
     #[test]
     fn the_example_shows_every_setting_of_huawei_with_its_default() {
         let shown = shown("dispatch.huawei");
-        assert_eq!(shown.len(), 14);
+        assert_eq!(shown.len(), 15);
         let settings: HuaweiSettings = shown.clone().try_into().unwrap();
         let default: HuaweiSettings = toml::Table::new().try_into().unwrap();
         let with_what_has_none = HuaweiSettings {
@@ -488,13 +514,18 @@ mod tests {
 
     #[test]
     fn a_lane_is_as_wide_and_fast_as_its_section_says() {
-        let settings: DispatchSettings = "[huawei]\nrate = 7\nramp = \"5s\"\nconcurrency = 3"
+        let settings: DispatchSettings = "[huawei]\nrate = 7\nramp = \"5s\"\nconcurrency = 3\njitter = \"2s\""
             .parse::<toml::Table>()
             .unwrap()
             .try_into()
             .unwrap();
         let lane = settings.lane(Service::Huawei).unwrap();
         assert_eq!((lane.rate, lane.ramp, lane.concurrency), (7, Duration::from_secs(5), 3));
+        assert_eq!(lane.jitter, Duration::from_secs(2));
+        let minute = Duration::from_secs(60);
+        assert_eq!(in_range(1, 1, 1, minute), Ok(()));
+        let too_long = in_range(1, 1, 1, minute + Duration::from_millis(1)).unwrap_err();
+        assert_eq!(too_long, ("jitter", Fault::TooLong { most: minute }));
         assert!(settings.lane(Service::Apns).is_none());
         assert_eq!(settings.services(), [Service::Huawei]);
     }

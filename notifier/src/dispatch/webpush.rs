@@ -22,10 +22,11 @@ use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, He
 use notifier_core::account::{DeviceToken, Service};
 use notifier_core::endpoint::{Origin, PushEndpoint};
 use notifier_core::outbox::{Outcome, Refusal};
+use notifier_core::seal::time_to_live;
 use notifier_core::seeded::Seed;
 use notifier_core::webpush::{
     Admission, Death, Message, OriginSettings, Origins, TOPIC, Ticket, VAPID_LIFE, VAPID_USE, Vapid, Verdict, encrypt,
-    ttl, urgency,
+    urgency,
 };
 use quietline_shared::redact::Secret;
 use std::collections::HashMap;
@@ -64,7 +65,13 @@ impl Webpush {
             setting,
             fault,
         };
-        in_range(settings.concurrency, settings.connections, settings.rate).map_err(named)?;
+        in_range(
+            settings.concurrency,
+            settings.connections,
+            settings.rate,
+            settings.jitter,
+        )
+        .map_err(named)?;
         let origin_lane = settings.origin_lane().map_err(named)?;
         let vapid = settings.vapid().map_err(named)?;
         let guard = settings.guard().map_err(named)?;
@@ -248,7 +255,7 @@ impl Deliver for Webpush {
 
     async fn push(&self, push: &Push, deadline: Instant) -> Outcome {
         let headers = Headers {
-            ttl: ttl(push.expires_at_ms, unix_ms()),
+            ttl: time_to_live(push.expires_at_ms, unix_ms()),
             urgency: urgency(push.priority),
             topic: push.too_long,
         };

@@ -61,6 +61,7 @@ impl Outbox {
         );
         slot.size = size_of_body(&sealed);
         slot.token = self.token_of(&sealed);
+        slot.due_ms = self.first_turn(lane, class, push_id, now_ms, deadline_ms);
         let sealed = Arc::new(sealed);
         // Behind entries that wait on disk it waits on disk as well, or it would overtake them.
         let size = slot.size as usize;
@@ -86,7 +87,12 @@ impl Outbox {
             if let Some(place) = self.find(id, Stage::Unwritten)
                 && !self.take_place_of_older(place)
             {
-                self.enqueue(place, End::Back);
+                let due_ms = self.entries.at(place).due_ms;
+                if due_ms > 0 {
+                    self.wait_until(place, due_ms);
+                } else {
+                    self.enqueue(place, End::Back);
+                }
             }
         }
     }
@@ -438,6 +444,12 @@ impl Outbox {
             return self.end(place, Some(DropReason::Deadline));
         }
         // Nothing the file knows has changed: after a restart it is simply sent.
+        self.wait_until(place, due_ms);
+    }
+
+    /// Puts an entry that is in no list aside until this moment.
+    fn wait_until(&mut self, place: Place, due_ms: i64) {
+        let slot = self.entries.at_mut(place);
         slot.stage = Stage::Retrying;
         slot.due_ms = due_ms;
         self.retries.insert((due_ms, place));
@@ -606,13 +618,6 @@ impl Outbox {
             reason: RetryReason::Timeout,
         };
         self.handle_outcome(id, lost, now_ms, id.0.unsigned_abs());
-    }
-
-    fn stall_after(&self, lane: usize) -> Duration {
-        self.settings
-            .lanes
-            .get(lane)
-            .map_or(Duration::MAX, |lane| lane.stall_after)
     }
 
     /// Takes an entry out of whatever holds it. Its stage is set by who puts it elsewhere.

@@ -1,6 +1,7 @@
 use super::*;
 use crate::seal::Priority;
 
+mod jitter;
 mod lives;
 
 const NOW: i64 = 1_800_000_000_000;

@@ -77,6 +77,8 @@ pub struct Received {
     pub connection: usize,
     /// Streams of this connection under way, this one included, when it came in.
     pub streams: usize,
+    /// The key exchange of the connection.
+    pub group: Option<rustls::NamedGroup>,
     pub method: String,
     pub path: String,
     pub authority: Option<String>,
@@ -181,6 +183,8 @@ async fn serve(
     goaway: Arc<Notify>,
 ) {
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let group = stream.get_ref().1.negotiated_key_exchange_group();
+    let group = group.map(|group| group.name());
     let under_way = Arc::new(AtomicUsize::new(0));
     let service = service_fn(move |request: Request<Incoming>| {
         let (handler, under_way) = (Arc::clone(&handler), Arc::clone(&under_way));
@@ -193,6 +197,7 @@ async fn serve(
             handler(Received {
                 connection,
                 streams,
+                group,
                 method: head.method.to_string(),
                 path: head.uri.path().to_owned(),
                 authority: head.uri.authority().map(ToString::to_string),

@@ -22,17 +22,19 @@ async fn a_push_is_exactly_this() {
     let (handler, log) = handler(ok);
     let server = fake(&files, handler).await;
     let provider = apns(&files.apns(server.port), LONG);
-    let expires_at = unix_ms() / 1000 + 3_600;
+    let sent_at = unix_ms() / 1000;
     let push = Push {
-        expires_at_ms: expires_at * 1000,
+        expires_at_ms: (sent_at + 3_600) * 1000,
         ..one()
     };
     assert_eq!(send(&provider, &push, LONG).await, Outcome::Delivered);
+    let answered_at = unix_ms() / 1000;
 
     let log = log.lock().unwrap();
     let [received] = &log[..] else {
         panic!("not one request")
     };
+    assert_eq!(received.group, Some(rustls::NamedGroup::X25519MLKEM768));
     assert_eq!(received.method, "POST");
     assert_eq!(received.path, format!("/3/device/{}", "ab".repeat(32)));
     assert_eq!(
@@ -55,11 +57,17 @@ async fn a_push_is_exactly_this() {
         .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
         .collect();
     headers.sort_unstable();
-    let (length, expires_at) = (expected.len().to_string(), expires_at.to_string());
+    let kept_until = received.headers["apns-expiration"].to_str().unwrap();
+    let day = 86_400;
+    assert!(
+        (sent_at + day..=answered_at + day).contains(&kept_until.parse().unwrap()),
+        "{kept_until}"
+    );
+    let length = expected.len().to_string();
     assert_eq!(
         headers,
         [
-            ("apns-expiration", &*expires_at),
+            ("apns-expiration", kept_until),
             ("apns-id", "01112131-4151-6171-8191-a1b1c1d1e1f1"),
             ("apns-priority", "10"),
             ("apns-push-type", "alert"),
