@@ -84,8 +84,12 @@ pub async fn run(settings: Settings, settings_file: &Path) -> Result<(), StartEr
     let ops = listen("[ops] listen", settings.ops.listen).await?;
     let ops_task = tokio::spawn(telemetry::serve_ops(
         ops,
-        metrics,
-        readiness.clone(),
+        telemetry::Ops {
+            metrics,
+            metrics_period: settings.ops.metrics_period,
+            readiness: readiness.clone(),
+            pages: axum::Router::new(),
+        },
         // Whoever asks during the drain hears "not ready", and sees it in the metrics.
         std::future::pending(),
     ));

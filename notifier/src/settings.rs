@@ -145,7 +145,7 @@ pub fn read(path: &Path) -> Result<(Settings, Warnings), Faults> {
     let seal = file.section::<SealSection>("seal");
     let outbox = file.section::<OutboxSettings>("outbox");
     let dispatch = file.section::<DispatchSettings>("dispatch");
-    let ops = file.section::<OpsSettings>("ops");
+    let ops = OpsSettings::read(&mut file);
     let log = file.section::<LogSettings>("log");
     let lifecycle = file.section::<lifecycle::Settings>("lifecycle");
     let mut seeds = Vec::new();

@@ -8,5 +8,6 @@ pub mod command;
 pub mod config;
 pub mod lifecycle;
 pub mod page;
+pub mod published;
 pub mod server;
 pub mod telemetry;

@@ -55,6 +55,7 @@ pub async fn run(settings: Settings, path: &Path, machine: Machine) -> Result<()
     let ops = TcpListener::bind(settings.fixed.ops.listen)
         .await
         .map_err(RunError::Ops)?;
+    let metrics_period = settings.fixed.ops.metrics_period;
     let page_settings = settings.fixed.page.clone();
     let page_listener = match page_settings.listen.filter(|_| page_settings.serve) {
         Some(address) => Some(TcpListener::bind(address).await.map_err(RunError::Page)?),
@@ -76,7 +77,13 @@ pub async fn run(settings: Settings, path: &Path, machine: Machine) -> Result<()
         None => (None, router),
     };
     // Whoever asks during the drain hears "not ready", and sees it in the metrics.
-    let ops = telemetry::serve_ops_with(beside_health, ops, metrics, readiness.clone(), std::future::pending());
+    let served = telemetry::Ops {
+        metrics,
+        metrics_period,
+        readiness: readiness.clone(),
+        pages: beside_health,
+    };
+    let ops = telemetry::serve_ops(ops, served, std::future::pending());
     let ops_task = tokio::spawn(ops);
     lifecycle::tell_ready();
     tracing::info!(shards = relay.fixed.shard.count(), "ready");

@@ -17,6 +17,7 @@ pub use certificate::{Certificate, Chain, Trust};
 pub use page::PageSettings;
 use quietline_shared::redact::Secret;
 use quietline_shared::service::config::{Faults, SettingsFile, Warnings};
+use quietline_shared::service::published::{self, metrics_period, warn_of_period};
 use quietline_shared::service::telemetry::LogSettings;
 use quietline_shared::timed::{MIN_TIMED_SECRET, TimedAlgorithm, TimedSecret};
 use serde::Deserialize;
@@ -368,12 +369,16 @@ impl SocketsSettings {
 pub struct OpsSettings {
     /// Default 127.0.0.1:9101: the notifier's is 9100. Loopback, unless a proxy guards it.
     pub listen: SocketAddr,
+    /// How often metrics that one client can move show a new value. Default 1 min, at least that; zero = at once, for tests.
+    #[serde(deserialize_with = "metrics_period")]
+    pub metrics_period: Duration,
 }
 
 impl Default for OpsSettings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9101)),
+            metrics_period: published::MINUTE,
         }
     }
 }
@@ -410,6 +415,9 @@ pub fn read(path: &Path, machine: &Machine) -> Result<(Settings, Warnings), Faul
     let shard = file.section::<ShardSettings>("shard");
     let sockets = file.section::<SocketsSettings>("sockets");
     let ops = file.section::<OpsSettings>("ops");
+    if let Some(ops) = &ops {
+        warn_of_period(&mut file, ops.metrics_period);
+    }
     let page = file.section::<PageSettings>("page");
     let log = file.section::<LogSettings>("log");
     let lifecycle = file.section::<LifecycleSettings>("lifecycle");

@@ -3,7 +3,9 @@
 //! In: `[log]`, `[ops]`, readiness. Out: lines on stderr, and GET /health/live, /health/ready and /metrics on the operator's own
 //! listener. Never: lets a library print bytes or addresses, or prints what a panic carried.
 
-use super::lifecycle::Readiness;
+use super::config::SettingsFile;
+use super::lifecycle::{self, Readiness};
+use super::published::{MINUTE, Published, metrics_period, warn_of_period};
 use super::server::{self, Limits};
 use axum::Router;
 use axum::http::{StatusCode, header};
@@ -14,7 +16,7 @@ use serde::Deserialize;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::panic::PanicHookInfo;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tracing::level_filters::LevelFilter;
@@ -58,13 +60,26 @@ pub enum Format {
 pub struct OpsSettings {
     /// Default 127.0.0.1:9100. Loopback, unless a proxy guards it.
     pub listen: SocketAddr,
+    /// How often metrics that one account can move show a new value. Default 1 min, at least that; zero = at once, for tests.
+    #[serde(deserialize_with = "metrics_period")]
+    pub metrics_period: Duration,
 }
 
 impl Default for OpsSettings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 9100)),
+            metrics_period: MINUTE,
         }
+    }
+}
+
+impl OpsSettings {
+    /// Reads the section; a period for tests is told.
+    pub fn read(file: &mut SettingsFile) -> Option<Self> {
+        let settings: Self = file.section("ops")?;
+        warn_of_period(file, settings.metrics_period);
+        Some(settings)
     }
 }
 
@@ -146,6 +161,11 @@ impl Metrics {
             metrics::set_global_recorder(recorder).ok()?;
             metrics::describe_counter!("service_panics_total", "Panics since the start; each is a bug.");
             metrics::describe_gauge!("server_connections", "Connections open now.");
+            metrics::describe_gauge!("service_process_id", "Of this process, for whoever audits it.");
+            metrics::describe_gauge!(
+                "service_dumpable",
+                "0: no core is dumped and no other process of the user may look in; the kernel tells only the process itself."
+            );
             metrics::counter!("service_panics_total").absolute(0);
             Some(handle)
         });
@@ -158,29 +178,39 @@ impl Metrics {
     }
 }
 
-/// Serves the operator until `stop`. `/health/live` says that the process answers, `/health/ready` that every latch is set.
-pub async fn serve_ops(listener: TcpListener, metrics: Metrics, readiness: Readiness, stop: impl Future<Output = ()>) {
-    serve_ops_with(Router::new(), listener, metrics, readiness, stop).await;
+/// What the operator is served.
+pub struct Ops {
+    pub metrics: Metrics,
+    /// `[ops] metrics_period`
+    pub metrics_period: Duration,
+    pub readiness: Readiness,
+    /// Pages of this server beside its health and metrics.
+    pub pages: Router,
 }
 
-/// And what else the operator finds there.
-pub async fn serve_ops_with(
-    more: Router,
-    listener: TcpListener,
-    metrics: Metrics,
-    readiness: Readiness,
-    stop: impl Future<Output = ()>,
-) {
+/// Serves the operator until `stop`. `/health/live` says that the process answers, `/health/ready` that every latch is set.
+pub async fn serve_ops(listener: TcpListener, ops: Ops, stop: impl Future<Output = ()>) {
+    let Ops {
+        metrics,
+        metrics_period,
+        readiness,
+        pages,
+    } = ops;
     if listener.local_addr().is_ok_and(|address| !address.ip().is_loopback()) {
         tracing::warn!("health and metrics are served beyond this machine");
     }
-    let render = metrics.clone();
-    let router = more
+    metrics::gauge!("service_process_id").set(f64::from(std::process::id()));
+    if let Some(dumpable) = lifecycle::is_dumpable() {
+        metrics::gauge!("service_dumpable").set(f64::from(u8::from(dumpable)));
+    }
+    let published = Arc::new(Published::new(metrics.clone(), metrics_period));
+    let shown = Arc::clone(&published);
+    let router = pages
         .route("/health/live", get(|| async { "live\n" }))
         .route("/health/ready", get(async move || ready(&readiness)))
         .route(
             "/metrics",
-            get(async move || ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], render.render())),
+            get(async move || ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], shown.text())),
         );
     let upkeep = async {
         let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
@@ -193,6 +223,7 @@ pub async fn serve_ops_with(
     tokio::select! {
         () = server::serve(listener, router, OPS_LIMITS, stop) => {}
         () = upkeep => {}
+        () = published.keep_time() => {}
     }
 }
 
@@ -341,7 +372,16 @@ mod tests {
         let readiness = Readiness::new();
         let store = readiness.latch("store");
         let (stopper, stop) = super::super::lifecycle::stop();
-        let server = tokio::spawn(serve_ops(listener, metrics, readiness, stop.stopped()));
+        let server = tokio::spawn(serve_ops(
+            listener,
+            Ops {
+                metrics,
+                metrics_period: Duration::ZERO,
+                readiness,
+                pages: Router::new().route("/page", get(|| async { "a page" })),
+            },
+            stop.stopped(),
+        ));
 
         assert!(get_ops(address, "/health/live").await.starts_with("HTTP/1.1 200 OK"));
         let waiting = get_ops(address, "/health/ready").await;
@@ -357,6 +397,7 @@ mod tests {
         assert!(text.contains("content-type: text/plain; version=0.0.4\r\n"), "{text}");
         assert!(text.contains("ops_test_total{kind=\"seen\"} 2"), "{text}");
         assert!(text.contains("ops_test_seconds_bucket{le=\"0.005\"} 1"), "{text}");
+        assert!(get_ops(address, "/page").await.ends_with("a page"));
         assert!(get_ops(address, "/").await.starts_with("HTTP/1.1 404"));
         stopper.stop();
         server.await.unwrap();
@@ -373,6 +414,10 @@ mod tests {
             }
         );
         assert!(log("level = \"loud\"").is_err());
-        assert_eq!(OpsSettings::default().listen.to_string(), "127.0.0.1:9100");
+        let ops = OpsSettings::default();
+        assert_eq!(
+            (ops.listen.to_string().as_str(), ops.metrics_period),
+            ("127.0.0.1:9100", MINUTE)
+        );
     }
 }

@@ -112,6 +112,8 @@ impl Relay {
         set(&mut settings, "listen.addresses", Value::Array(vec![ip.into()]));
         set(&mut settings, "listen.ports", Value::Array(vec![port.into()]));
         set(&mut settings, "ops.listen", self.ops.to_string());
+        // Tests wait for what happens, not for the minute.
+        set(&mut settings, "ops.metrics_period", "0s");
         change(&mut settings);
         Ok(std::fs::write(self.settings_file(), settings.to_string())?)
     }

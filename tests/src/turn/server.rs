@@ -499,6 +499,7 @@ pub fn relay_settings(ip: Ipv4Addr) -> Table {
         count = 2
 
         [ops]
+        metrics_period = "0s"
 
         [log]
 
