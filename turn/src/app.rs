@@ -2,6 +2,7 @@
 //!
 //! In: checked settings, signals. Out: a running relay; health and metrics for its operator. Never: sees a packet, or logs who calls.
 
+use crate::audit::{View, audit};
 use crate::hazards::{Standing, open_files};
 use crate::machine::Machine;
 use crate::offer;
@@ -10,6 +11,8 @@ use crate::settings::{self, Fixed, PeersSettings, Place, Settings};
 use crate::shard::{self, Listener, Plan, Report, Shards};
 use crate::streams::StreamEventKind;
 use quietline_shared::redact::Secret;
+use quietline_shared::service::audit::live::Live;
+use quietline_shared::service::audit::{Publication, Scale};
 use quietline_shared::service::config::Faults;
 use quietline_shared::service::lifecycle::{self, Readiness, Signal, Signals};
 use quietline_shared::service::server;
@@ -56,6 +59,11 @@ pub async fn run(settings: Settings, path: &Path, machine: Machine) -> Result<()
         .await
         .map_err(RunError::Ops)?;
     let metrics_period = settings.fixed.ops.metrics_period;
+    let (view, shown) = (View::of(&settings, path), metrics.clone());
+    let transparency = Publication::new(&settings.fixed.transparency, move || {
+        let live = Live::from_text(shown.render());
+        std::future::ready(audit(&view, Some(&live), Scale::Rounded))
+    });
     let page_settings = settings.fixed.page.clone();
     let page_listener = match page_settings.listen.filter(|_| page_settings.serve) {
         Some(address) => Some(TcpListener::bind(address).await.map_err(RunError::Page)?),
@@ -81,7 +89,7 @@ pub async fn run(settings: Settings, path: &Path, machine: Machine) -> Result<()
         metrics,
         metrics_period,
         readiness: readiness.clone(),
-        pages: beside_health,
+        pages: beside_health.merge(Publication::route(transparency)),
     };
     let ops = telemetry::serve_ops(ops, served, std::future::pending());
     let ops_task = tokio::spawn(ops);

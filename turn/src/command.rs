@@ -12,7 +12,7 @@ use crate::settings::{self, Settings};
 pub use check::{Check, check};
 use clap::{Args, Parser, Subcommand};
 pub use credentials::{Credentials, credentials};
-use quietline_shared::service::command::{Exit, report_faults, report_warnings};
+use quietline_shared::service::command::{Exit, report_audit, report_faults, report_warnings};
 pub use setup::{Setup, setup};
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -36,6 +36,8 @@ pub enum Command {
     Run(File),
     /// Read everything that run would read, look at the machine, and call through the relay: what is wrong, and what to do.
     Check(Check),
+    /// Say what is held on this machine, how it is kept, and who would learn what. Changes nothing.
+    Audit(Audit),
     /// Print ICE servers with a fresh timed credential, as a browser takes them.
     Credentials(Credentials),
     /// Make a settings file and a secret where there are none.
@@ -49,6 +51,16 @@ pub struct File {
     pub settings: PathBuf,
 }
 
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Audit {
+    /// The settings, TOML.
+    #[arg(long, value_name = "FILE")]
+    pub settings: PathBuf,
+    /// JSON instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// What `run` starts with; faults are reported.
 pub fn read_settings(path: &Path, machine: &Machine, errors: &mut dyn Write) -> io::Result<Result<Settings, Exit>> {
     match settings::read(path, machine) {
@@ -57,6 +69,17 @@ pub fn read_settings(path: &Path, machine: &Machine, errors: &mut dyn Write) -> 
             Ok(Ok(settings))
         }
         Err(faults) => report_faults(&faults, errors).map(Err),
+    }
+}
+
+/// Looks up what is held, by the relay that runs too.
+pub async fn audit(wish: &Audit, machine: &Machine, out: &mut dyn Write, errors: &mut dyn Write) -> io::Result<Exit> {
+    match settings::read(&wish.settings, machine) {
+        Ok((settings, _)) => {
+            let view = crate::audit::View::of(&settings, &wish.settings);
+            report_audit(&crate::audit::audit_now(&view).await, wish.json, out)
+        }
+        Err(faults) => report_faults(&faults, errors),
     }
 }
 

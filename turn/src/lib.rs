@@ -14,5 +14,6 @@ pub mod settings;
 pub mod offer;
 pub mod hazards;
 pub mod page;
+pub mod audit;
 pub mod app;
 pub mod command;

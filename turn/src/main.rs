@@ -37,6 +37,10 @@ fn obey(command: Command, out: &mut dyn Write, errors: &mut dyn Write) -> io::Re
     match command {
         Command::Run(file) => run(&file.settings, machine, errors),
         Command::Check(wish) => command::check(&wish, &machine, out, errors),
+        Command::Audit(wish) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(command::audit(&wish, &machine, out, errors))
+        }
         Command::Credentials(wish) => command::credentials(&wish, &machine, out, errors),
         Command::Setup(wish) => command::setup(&wish, out, errors),
     }

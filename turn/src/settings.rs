@@ -7,6 +7,7 @@
 
 mod bounds;
 mod certificate;
+mod handshake;
 mod page;
 
 use crate::machine::Machine;
@@ -16,6 +17,7 @@ use bounds::{Count, DAY, HOUR, MINUTE, SECOND, Span};
 pub use certificate::{Certificate, Chain, Trust};
 pub use page::PageSettings;
 use quietline_shared::redact::Secret;
+use quietline_shared::service::audit::PublicationSettings;
 use quietline_shared::service::config::{Faults, SettingsFile, Warnings};
 use quietline_shared::service::published::{self, metrics_period, warn_of_period};
 use quietline_shared::service::telemetry::LogSettings;
@@ -49,6 +51,12 @@ impl Settings {
             .as_ref()
             .map(|certificate| Arc::clone(&certificate.config))
     }
+
+    /// The group of the key exchange that a capable client gets over TLS, tried with ourselves.
+    pub fn key_exchange(&self) -> Option<String> {
+        let group = self.certificate.as_ref()?.key_exchange()?;
+        group.as_str().map(str::to_owned)
+    }
 }
 
 /// Where a relay is, from its start to its end.
@@ -74,6 +82,7 @@ pub struct Fixed {
     pub sockets: SocketsSettings,
     pub ops: OpsSettings,
     pub page: PageSettings,
+    pub transparency: PublicationSettings,
     pub log: LogSettings,
 }
 
@@ -89,6 +98,7 @@ impl Fixed {
             ("sockets", self.sockets != other.sockets),
             ("ops", self.ops != other.ops),
             ("page", self.page != other.page),
+            ("transparency", self.transparency != other.transparency),
             ("log", self.log != other.log),
         ]
         .into_iter()
@@ -419,6 +429,7 @@ pub fn read(path: &Path, machine: &Machine) -> Result<(Settings, Warnings), Faul
         warn_of_period(&mut file, ops.metrics_period);
     }
     let page = file.section::<PageSettings>("page");
+    let transparency = PublicationSettings::read(&mut file);
     let log = file.section::<LogSettings>("log");
     let lifecycle = file.section::<LifecycleSettings>("lifecycle");
 
@@ -478,6 +489,7 @@ pub fn read(path: &Path, machine: &Machine) -> Result<(Settings, Warnings), Faul
                 sockets: sockets?,
                 ops: ops?,
                 page: page?,
+                transparency: transparency?,
                 log: log?,
             },
             place: place?,
@@ -504,10 +516,31 @@ pub fn first_user(path: &Path) -> Option<(String, Secret<String>)> {
     Some((auth.user.first()?.name.clone(), Secret::new(password)))
 }
 
+/// The files with secrets that the settings name, each with its setting.
+pub fn secret_files(path: &Path) -> Vec<(&'static str, PathBuf)> {
+    let Ok(file) = SettingsFile::read(path) else {
+        return vec![];
+    };
+    let of_list = |name, list, key| {
+        let files = file.paths(list, key).into_iter();
+        files.filter_map(move |(_, path)| Some((name, path?)))
+    };
+    of_list(TIMED_SECRET, "auth.timed", "secret_file")
+        .chain(of_list(USER_PASSWORD, "auth.user", "password_file"))
+        .chain(file.path(CERTIFICATE_KEY).map(|path| (CERTIFICATE_KEY, path)))
+        .collect()
+}
+
+pub const TIMED_SECRET: &str = "auth.timed.secret_file";
+pub const USER_PASSWORD: &str = "auth.user.password_file";
+const CERTIFICATE_KEY: &str = "listen.certificate_key_file";
+/// The name of the key exchange that we want.
+pub const POST_QUANTUM: &str = "X25519MLKEM768";
+
 /// `None` is a fault, `Some(None)` no TLS.
 fn read_certificate(file: &mut SettingsFile) -> Option<Option<Certificate>> {
     const CERTIFICATE: &str = "listen.certificate_file";
-    const KEY: &str = "listen.certificate_key_file";
+    const KEY: &str = CERTIFICATE_KEY;
     let (certificate, key) = match (file.path(CERTIFICATE), file.path(KEY)) {
         (None, None) => return Some(None),
         (Some(certificate), Some(key)) => (certificate, key),

@@ -114,9 +114,13 @@ fn describe(settings: &Settings, report: &mut Report<'_>) -> io::Result<()> {
         };
         report.say(format_args!("relays on {} ports {first} to {last}{told}", relay.bind))?;
     }
-    urls(settings)
-        .iter()
-        .try_for_each(|url| report.say(format_args!("clients use {url}")))
+    for url in urls(settings) {
+        report.say(format_args!("clients use {url}"))?;
+    }
+    if let Some(group) = settings.key_exchange() {
+        report.say(format_args!("a capable client gets {group} as the key exchange of TLS"))?;
+    }
+    Ok(())
 }
 
 fn calls(wish: &Check, settings: &Settings, machine: &Machine, report: &mut Report<'_>) -> io::Result<()> {

@@ -8,7 +8,7 @@ use quietline_shared::redact::Secret;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, Error, RootCertStore, ServerConfig};
+use rustls::{CertificateError, Error, NamedGroup, RootCertStore, ServerConfig};
 use std::sync::Arc;
 use std::time::Duration;
 use webpki::EndEntityCert;
@@ -72,6 +72,11 @@ impl Certificate {
             chain: Chain(chain),
             config,
         })
+    }
+
+    /// What a client as capable as we are gets as key exchange.
+    pub fn key_exchange(&self) -> Option<NamedGroup> {
+        super::handshake::key_exchange(&self.config, self.chain.0.first()?)
     }
 }
 

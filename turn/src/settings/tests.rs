@@ -127,6 +127,7 @@ fn the_example_holds_every_setting() {
     ];
     sections.push(("[ops]", known::<OpsSettings>()));
     sections.push(("[page]", known::<PageSettings>()));
+    sections.push(("[transparency]", known::<PublicationSettings>()));
     for (section, known) in sections {
         let is_list = |key: &&String| ["address", "user", "timed"].contains(&key.as_str());
         let known: BTreeSet<String> = known.iter().filter(|key| !is_list(key)).cloned().collect();
@@ -406,6 +407,7 @@ fn what_waits_for_a_restart_is_named() {
         ("shard.count = 3", Some("shard")),
         ("sockets.send_buffer = 8192", Some("sockets")),
         ("ops.listen = '127.0.0.1:9'", Some("ops")),
+        ("transparency.page = false", Some("transparency")),
         ("log.level = 'debug'", Some("log")),
         (
             "listen = { name = 'turn.example.org', certificate_file = 'certificate.pem', certificate_key_file = 'key.pem' }",
