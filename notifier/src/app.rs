@@ -2,10 +2,12 @@
 //!
 //! In: checked settings. Out: a running notifier, until a signal. Never: decides anything about a subscription, a message or a wakeup.
 
+mod audit;
 mod desk;
 mod relay;
 mod trial;
 
+pub use audit::{View, audit, audit_now};
 pub use trial::push_once;
 
 use crate::dispatch::{self, Apns, Deliver, Fcm, Huawei, Webpush};
@@ -22,6 +24,8 @@ use notifier_core::fanout::Mark;
 use notifier_core::omq::Identity;
 use notifier_core::outbox::{Effect, EntryId, Outcome, Push, Target};
 use notifier_core::watch::Coverage;
+use quietline_shared::service::audit::live::Live;
+use quietline_shared::service::audit::{Publication, Scale};
 use quietline_shared::service::lifecycle::{self, Latch, Readiness, Signal, Signals};
 use quietline_shared::service::telemetry::{self, TelemetryError};
 use relay::{Command, Ends, Relay, RelaySettings};
@@ -80,6 +84,16 @@ pub async fn run(settings: Settings, settings_file: &Path) -> Result<(), StartEr
     let not_stopping = readiness.latch("the end");
     not_stopping.set();
     let (stopper, stop) = lifecycle::stop();
+
+    let published = metrics.clone();
+    let view = View::of(&settings);
+    let transparency = Publication::new(&settings.transparency, move || {
+        let (view, metrics) = (view.clone(), published.clone());
+        async move {
+            let live = Live::from_text(metrics.render());
+            audit(&view, Some(&live), Scale::Rounded, unix_ms() / 1000).await
+        }
+    });
 
     let ops = listen("[ops] listen", settings.ops.listen).await?;
     let ops_task = tokio::spawn(telemetry::serve_ops(
@@ -239,6 +253,7 @@ pub async fn run(settings: Settings, settings_file: &Path) -> Result<(), StartEr
             turn,
             subscriptions: Arc::clone(&desk),
             clock: Arc::new(|| unix_ms() / 1000),
+            pages: Publication::route(transparency),
         },
         stop.clone().stopped(),
     ));

@@ -3,6 +3,7 @@
 //! In: arguments, a settings file, a folder for keys. Out: what to run, or a report and an exit code. Never: prints a secret key,
 //! or writes over a file.
 
+use crate::{dispatch, watcher};
 use clap::{Args, Parser, Subcommand};
 use notifier_core::account::{DeviceToken, Service};
 use notifier_core::outbox::Outcome;
@@ -11,7 +12,7 @@ use notifier_core::webpush::Vapid;
 use quietline_shared::crypto::x25519_public;
 use quietline_shared::redact::Secret;
 use quietline_shared::service::command::make_secret_file;
-pub use quietline_shared::service::command::{Exit, report_faults, report_warnings};
+pub use quietline_shared::service::command::{Exit, report_audit, report_faults, report_warnings};
 use quietline_shared::service::config::{Faults, FileFault, SettingsFile, Warnings, read_key_32};
 use serde::Deserialize;
 use std::ffi::OsString;
@@ -48,6 +49,15 @@ pub enum Command {
         /// The settings, TOML.
         #[arg(long, value_name = "FILE")]
         settings: PathBuf,
+    },
+    /// Say what is held on this machine, how it is kept, and who would learn what. Changes nothing.
+    Audit {
+        /// The settings, TOML.
+        #[arg(long, value_name = "FILE")]
+        settings: PathBuf,
+        /// JSON instead of text.
+        #[arg(long)]
+        json: bool,
     },
     /// Make the keys that do not exist yet and print the public ones.
     Keygen(Keygen),
@@ -96,6 +106,12 @@ pub fn check<T>(
     match load(settings) {
         Ok((_, warnings)) => {
             report_warnings(&warnings, errors)?;
+            for (what, groups) in [
+                ("push services", dispatch::offered_groups()),
+                ("seeds", watcher::offered_groups()),
+            ] {
+                writeln!(out, "TLS to {what} offers {}", groups.join(", "))?;
+            }
             writeln!(out, "settings are good")?;
             Ok(Exit::Done)
         }
@@ -564,7 +580,15 @@ mod tests {
         let expected = "2 faults in the settings:\n  http.listen: is missing (expected: a value)\n";
         assert!(errors.starts_with(expected) && errors.contains("log.level"), "{errors}");
         let (exit, out, errors) = run(Ok(((), Warnings(vec![fault("http.onion_key_file")]))));
-        assert_eq!((exit, out.as_str()), (Exit::Done, "settings are good\n"));
+        assert_eq!(exit, Exit::Done);
+        let post_quantum = crate::tls::POST_QUANTUM;
+        for line in [
+            &format!("TLS to push services offers {post_quantum}, "),
+            &format!("TLS to seeds offers {post_quantum}, "),
+            "settings are good",
+        ] {
+            assert!(out.lines().any(|said| said.starts_with(line)), "{line}: {out}");
+        }
         assert!(errors.starts_with("warning: http.onion_key_file: "), "{errors}");
     }
 }

@@ -20,6 +20,7 @@ mod signed;
 pub mod webpush;
 
 pub use apns::Apns;
+pub use credential::offered_groups;
 pub use exchange::{Exchange, Provider};
 pub use fcm::Fcm;
 pub use huawei::Huawei;

@@ -9,6 +9,7 @@
 //! | POST /turn/credentials | relays and credentials for a call, or a refusal of the same length |
 //! | POST /oxen/v4/lsrpc | 200 with a sealed reply, whose code is the one above; 400 if it cannot be opened |
 //! | GET /info | JSON |
+//! | GET /transparency | a page for people, if the settings want it |
 //!
 //! Without direct requests (a setting) the first two do not exist: 404. Nor does the second without relays.
 
@@ -169,6 +170,8 @@ pub struct Http<S> {
     pub turn: watch::Receiver<Option<Arc<TurnOffer>>>,
     pub subscriptions: S,
     pub clock: Clock,
+    /// Pages for people, of whoever knows what stands on them.
+    pub pages: Router,
 }
 
 /// Answers until `stop`, then what is under way. Dropping the future closes every connection.
@@ -185,8 +188,9 @@ pub async fn serve<S: Subscriptions>(listener: TcpListener, http: Http<S>, stop:
 
 fn router<S: Subscriptions>(http: Http<S>) -> Router {
     let direct = http.settings.direct;
+    let pages = http.pages.clone();
     let state = Arc::new(State::new(http));
-    let mut router = Router::new();
+    let mut router = pages;
     if direct {
         for operation in Operation::ALL {
             let state = Arc::clone(&state);
@@ -226,6 +230,7 @@ impl<S: Subscriptions> State<S> {
             turn,
             subscriptions,
             clock,
+            pages: _,
         } = http;
         let start = std::time::Instant::now();
         let vapid_public_key = web_push.as_ref().map(|web_push| web_push.vapid_public_key.as_str());

@@ -10,6 +10,7 @@ pub mod outbox;
 pub mod dispatch;
 
 pub mod sqlite;
+pub mod tls;
 pub mod settings;
 pub mod command;
 pub mod app;

@@ -21,10 +21,21 @@ fn main() -> ExitCode {
         Command::Run { settings } => run(&settings, &mut errors),
         Command::Check { settings } => command::check(&settings, settings::read, &mut out, &mut errors),
         Command::Keygen(wish) => command::keygen(&wish, &mut out, &mut errors),
+        Command::Audit { settings, json } => audit(&settings, json, &mut out, &mut errors),
         Command::Push(wish) => push(&wish, &mut out, &mut errors),
     };
     // An output that is closed leaves nobody to tell.
     end.unwrap_or(Exit::Failed).into()
+}
+
+fn audit(path: &Path, json: bool, out: &mut dyn Write, errors: &mut dyn Write) -> io::Result<Exit> {
+    let view = match settings::read(path) {
+        Ok((settings, _)) => app::View::of(&settings),
+        Err(faults) => return command::report_faults(&faults, errors),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let audit = runtime.block_on(app::audit_now(&view));
+    command::report_audit(&audit, json, out)
 }
 
 fn push(wish: &PushOnce, out: &mut dyn Write, errors: &mut dyn Write) -> io::Result<Exit> {

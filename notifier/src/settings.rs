@@ -12,6 +12,7 @@ use notifier_core::confirm::ConfirmSettings;
 use notifier_core::fanout::DedupeSettings;
 use notifier_core::seal::{Padding, SealSettings};
 use quietline_shared::redact::Secret;
+use quietline_shared::service::audit::PublicationSettings;
 use quietline_shared::service::config::{Faults, SettingsFile, Warnings};
 use quietline_shared::service::lifecycle;
 use quietline_shared::service::telemetry::{LogSettings, OpsSettings};
@@ -38,6 +39,7 @@ pub struct Settings {
     pub outbox: OutboxSettings,
     pub dispatch: DispatchSettings,
     pub ops: OpsSettings,
+    pub transparency: PublicationSettings,
     pub log: LogSettings,
     pub lifecycle: lifecycle::Settings,
 }
@@ -146,6 +148,7 @@ pub fn read(path: &Path) -> Result<(Settings, Warnings), Faults> {
     let outbox = file.section::<OutboxSettings>("outbox");
     let dispatch = file.section::<DispatchSettings>("dispatch");
     let ops = OpsSettings::read(&mut file);
+    let transparency = PublicationSettings::read(&mut file);
     let log = file.section::<LogSettings>("log");
     let lifecycle = file.section::<lifecycle::Settings>("lifecycle");
     let mut seeds = Vec::new();
@@ -202,6 +205,7 @@ pub fn read(path: &Path) -> Result<(Settings, Warnings), Faults> {
             outbox: outbox?,
             dispatch: dispatch?,
             ops: ops?,
+            transparency: transparency?,
             log: log?,
             lifecycle: lifecycle?,
         })

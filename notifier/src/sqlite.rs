@@ -5,6 +5,8 @@
 //! Durable when a commit returns (WAL, synchronous=FULL), nothing left of what was deleted (secure_delete, a WAL that is
 //! emptied at least every [`TRUNCATE_EVERY`]), one process at a time, readable by its owner only.
 
+pub mod census;
+
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqliteConnection};

@@ -10,6 +10,7 @@ mod fakes;
 mod routes;
 mod settings;
 
+pub use nodes::offered_groups;
 pub use settings::{OxendSettings, SeedSettings, Settings};
 
 use bytes::Bytes;

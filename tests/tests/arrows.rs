@@ -48,7 +48,7 @@ const MAY_EXPOSE: &[&str] = &[
 ];
 
 /// Modules of `notifier/src` that are tools or wiring, not stages.
-const NOTIFIER_TOOLS: &[&str] = &["app", "settings", "command", "sqlite", "main", "lib", "clock"];
+const NOTIFIER_TOOLS: &[&str] = &["app", "settings", "command", "sqlite", "tls", "main", "lib", "clock"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()

@@ -413,6 +413,11 @@ pub fn tls(
     Ok(Arc::new(config))
 }
 
+/// The groups of key exchange that we offer to push services, the preferred one first.
+pub fn offered_groups() -> Vec<String> {
+    tls(RootCertStore::empty(), None, &[b"h2"]).map_or_else(|_| vec![], crate::tls::offered_groups)
+}
+
 /// The name whose certificate is asked for.
 pub fn server_name(host: &str) -> Option<ServerName<'static>> {
     let host = host

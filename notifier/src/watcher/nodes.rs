@@ -13,7 +13,7 @@ mod kept;
 mod oxend;
 mod seed;
 
-pub use seed::{SeedFault, SeedSource};
+pub use seed::{SeedFault, SeedSource, offered_groups};
 
 use super::link::LinkSettings;
 use bytes::Bytes;

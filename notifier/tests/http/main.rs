@@ -8,6 +8,7 @@ use notifier_core::webpush::Guard;
 use quietline_notifier::http::{Http, Settings, Stored, Subscriptions, Tested, Unavailable, WebPush, serve};
 use quietline_shared::crypto::x25519_public;
 use quietline_shared::redact::Secret;
+use quietline_shared::service::audit::PublicationSettings;
 use quietline_shared::service::config::SettingsFile;
 use quietline_shared::service::lifecycle;
 use quietline_shared::service::telemetry::{LogSettings, Metrics, OpsSettings};
@@ -117,6 +118,7 @@ async fn start_with_key(settings: &str, onion_key: [u8; 32]) -> Server {
     let shelf = SharedShelf::default();
     let (stop, stopped) = oneshot::channel::<()>();
     let http = Http {
+        pages: axum::Router::new(),
         settings: parse_settings(settings),
         onion_key: Secret::new(onion_key),
         services: vec![Service::Apns, Service::Firebase, Service::Webpush],
@@ -617,6 +619,13 @@ fn value(metrics: &str, line: &str) -> f64 {
         .lines()
         .find_map(|candidate| candidate.strip_prefix(line)?.trim().parse().ok());
     found.unwrap_or_default()
+}
+
+#[test]
+fn the_example_shows_what_is_published_by_default() {
+    let example: toml::Table = toml::from_str(include_str!("../../../deploy/notifier.toml")).unwrap();
+    let shown: PublicationSettings = example["transparency"].clone().try_into().unwrap();
+    assert_eq!(shown, PublicationSettings::default());
 }
 
 #[test]

@@ -149,6 +149,11 @@ impl SeedSource {
     }
 }
 
+/// The groups of key exchange that we offer to seeds, the preferred one first.
+pub fn offered_groups() -> Vec<String> {
+    tls_settings(None).map_or_else(|_| vec![], |settings| crate::tls::offered_groups(Arc::new(settings)))
+}
+
 fn tls_settings(pinned: Option<&[u8]>) -> Result<ClientConfig, SeedFault> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))

@@ -40,6 +40,9 @@ async fn serve(cert: rcgen::Certificate, key: &KeyPair, answer: String, filler: 
             let Ok(mut stream) = acceptor.accept(stream).await else {
                 continue;
             };
+            // Every source is asked like this one.
+            let group = stream.get_ref().1.negotiated_key_exchange_group().unwrap();
+            assert_eq!(group.name(), rustls::NamedGroup::X25519MLKEM768);
             let mut request = vec![0; 4096];
             let Ok(length) = stream.read(&mut request).await else {
                 continue;
@@ -72,6 +75,14 @@ async fn ask(server: &Server) -> Result<NodeList, SourceFault> {
     let mut seed = SeedSource::new(&server.url, Some(server.certificate.as_bytes())).unwrap();
     seed.deadline = Duration::from_secs(5);
     seed.list().await
+}
+
+#[test]
+fn seeds_are_offered_a_key_exchange_that_a_quantum_computer_does_not_break() {
+    assert_eq!(
+        offered_groups().first().map(String::as_str),
+        Some(crate::tls::POST_QUANTUM)
+    );
 }
 
 #[tokio::test]

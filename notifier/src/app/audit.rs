@@ -1,0 +1,556 @@
+//! What this notifier holds, looked up in its own files and its own process.
+//!
+//! In: settings, what the running process says. Out: an `Audit`. Never: takes the settings' word for what a file holds.
+
+use crate::settings::Settings;
+use crate::sqlite::census::{self, Rows, Table};
+use crate::{dispatch, watcher};
+use notifier_core::account::Service;
+use notifier_core::seal::{Padding, Sealed};
+use notifier_core::subscription::Subscription;
+use quietline_shared::service::audit::live::Live;
+use quietline_shared::service::audit::process::Process;
+use quietline_shared::service::audit::{
+    Adversary, Audit, Fact, Group, Holding, KeyState, Place, Protection, Scale, Who, files,
+};
+use quietline_shared::service::telemetry::Level;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What an audit must know of the settings.
+#[derive(Clone, Debug)]
+pub struct View {
+    pub ops: SocketAddr,
+    store: PathBuf,
+    outbox: PathBuf,
+    node_list: PathBuf,
+    keys: Vec<KeyFile>,
+    services: Vec<(Service, Duration)>,
+    padding: Padding,
+    log: Level,
+    metrics_period: Duration,
+    direct: bool,
+    nodes_per_swarm: usize,
+}
+
+#[derive(Clone, Debug)]
+struct KeyFile {
+    name: &'static str,
+    purpose: &'static str,
+    path: PathBuf,
+    kind: KeyKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum KeyKind {
+    /// Protects rows of the store.
+    Rows,
+    /// 32 random bytes for something else.
+    Random,
+    /// Given by a provider.
+    Credential,
+}
+
+impl View {
+    pub fn of(settings: &Settings) -> Self {
+        let dispatch = &settings.dispatch;
+        let mut keys = vec![
+            KeyFile {
+                name: "http.onion_key_file",
+                purpose: "opens onion requests, also recorded ones: the onion layer has no forward secrecy",
+                path: settings.http.onion_key_file.clone(),
+                kind: KeyKind::Random,
+            },
+            KeyFile {
+                name: "watcher.key_file",
+                purpose: "shows storage nodes that it is us",
+                path: settings.watcher.key_file.clone(),
+                kind: KeyKind::Random,
+            },
+            KeyFile {
+                name: "store.lookup_key_file",
+                purpose: "names of rows and marks: without it no guess can be tried on them",
+                path: settings.store.lookup_key_file.clone(),
+                kind: KeyKind::Rows,
+            },
+        ];
+        let mut credential = |name, path: &Option<PathBuf>| {
+            keys.extend(path.clone().map(|path| KeyFile {
+                name,
+                purpose: "pushes to any token of our app",
+                path,
+                kind: KeyKind::Credential,
+            }));
+        };
+        for (section, names) in [
+            (
+                &dispatch.apns,
+                ["dispatch.apns.key_file", "dispatch.apns.certificate_key_file"],
+            ),
+            (
+                &dispatch.apns_sandbox,
+                [
+                    "dispatch.apns-sandbox.key_file",
+                    "dispatch.apns-sandbox.certificate_key_file",
+                ],
+            ),
+        ] {
+            let [key, certificate] = names;
+            credential(key, &section.as_ref().and_then(|one| one.key_file.clone()));
+            credential(
+                certificate,
+                &section.as_ref().and_then(|one| one.certificate_key_file.clone()),
+            );
+        }
+        let firebase = dispatch.firebase.as_ref().map(|one| one.service_account_file.clone());
+        credential("dispatch.firebase.service_account_file", &firebase);
+        let huawei = dispatch.huawei.as_ref();
+        let secret = huawei.and_then(|one| one.client_secret_file.clone());
+        credential("dispatch.huawei.client_secret_file", &secret);
+        let account = huawei.and_then(|one| one.service_account_file.clone());
+        credential("dispatch.huawei.service_account_file", &account);
+        keys.extend(dispatch.webpush.as_ref().map(|one| KeyFile {
+            name: "dispatch.webpush.key_file",
+            purpose: "pushes to any Web Push endpoint made for us",
+            path: one.key_file.clone(),
+            kind: KeyKind::Random,
+        }));
+        let lane = |service: Service| dispatch.lane(service).map(|lane| (service, lane.jitter));
+        Self {
+            ops: settings.ops.listen,
+            store: settings.store.path.clone(),
+            outbox: settings.outbox.path.clone(),
+            node_list: settings.watcher.node_list_file.clone(),
+            keys,
+            services: Service::ALL.into_iter().filter_map(lane).collect(),
+            padding: settings.seal.padding,
+            log: settings.log.level,
+            metrics_period: settings.ops.metrics_period,
+            direct: settings.http.direct,
+            nodes_per_swarm: settings.watcher.nodes_per_swarm,
+        }
+    }
+}
+
+/// Looks everything up. `live`: what the running process says, if one runs.
+pub async fn audit(view: &View, live: Option<&Live>, scale: Scale, now: i64) -> Audit {
+    let process = live.and_then(|live| Some(Process::of(live.process_id()?, live.dumpable())));
+    let mut held = holdings_of_store(view).await;
+    held.extend(holdings_of_outbox(view).await);
+    held.push(node_list(view));
+    held.extend(in_memory(live));
+    let data = |kind| (kind == KeyKind::Rows).then_some(view.store.as_path());
+    let keys = view.keys.iter().map(|key| match key.kind {
+        KeyKind::Credential => files::key(key.name, key.purpose, &key.path, None),
+        kind => files::random_key(key.name, key.purpose, &key.path, data(kind)),
+    });
+    let mut audit = Audit {
+        server: "quietline-notifier",
+        version: env!("CARGO_PKG_VERSION"),
+        at: now,
+        running: live.is_some(),
+        held,
+        keys: keys.collect(),
+        facts: vec![],
+        adversaries: vec![],
+    };
+    audit.facts = facts(view, &audit, process.as_ref());
+    audit.adversaries = adversaries(view, &audit, process.as_ref(), scale);
+    audit
+}
+
+/// As the operator asks for it: exact, and with what the running notifier says, if one answers.
+pub async fn audit_now(view: &View) -> Audit {
+    let live = Live::ask(view.ops).await;
+    audit(view, live.as_ref(), Scale::Exact, super::unix_ms() / 1000).await
+}
+
+async fn holdings_of_store(view: &View) -> Vec<Holding> {
+    let readable = |row: &[u8]| Subscription::decode_row(row).is_ok();
+    let tables = census::take(&view.store, readable).await;
+    tables_as(tables.ok(), &view.store, |table| match table {
+        "subscription" => Some((
+            SUBSCRIPTIONS,
+            "one for each device of each account: account id, push token, wakeup key, namespaces, the client's signature; beside it a keyed \
+             hash and the day it expires",
+            "until the client unsubscribes, the provider calls the token dead, or the signature is 14 days old",
+        )),
+        _ => None,
+    })
+}
+
+async fn holdings_of_outbox(view: &View) -> Vec<Holding> {
+    let readable = |row: &[u8]| Sealed::decode_row(row).is_ok();
+    let tables = census::take(&view.outbox, readable).await;
+    tables_as(tables.ok(), &view.outbox, |table| match table {
+        "entry" => Some((
+            WAKEUPS,
+            "one for each that no provider has taken yet: push token, a text that only the phone can read, deadline",
+            "until the provider has answered, an hour for Apple, a day for the others, never longer than the message lives",
+        )),
+        "marks" => Some((
+            MARKS,
+            "rows of hashes of messages seen, under a key, so that none wakes a phone twice",
+            "as long as [fanout] dedupe_window says",
+        )),
+        _ => None,
+    })
+}
+
+const SUBSCRIPTIONS: &str = "Subscriptions";
+const WAKEUPS: &str = "Wakeups on their way";
+const MARKS: &str = "Marks of messages";
+
+type Known = (&'static str, &'static str, &'static str);
+
+/// `tables`: `None` = the file cannot be read, `Some(None)` = it is not there.
+fn tables_as(tables: Option<Option<Vec<Table>>>, file: &Path, known: impl Fn(&str) -> Option<Known>) -> Vec<Holding> {
+    let holding = |(what, of, kept): Known, groups| Holding {
+        what,
+        of,
+        place: Place::Disk,
+        file: Some(file.to_owned()),
+        groups,
+        kept: kept.to_owned(),
+    };
+    let Some(tables) = tables else {
+        let unread = Group {
+            protection: Protection::Plain,
+            count: None,
+        };
+        return vec![holding(
+            (
+                "A file that cannot be read",
+                "taken for rows in plain until it can",
+                "unknown",
+            ),
+            vec![unread],
+        )];
+    };
+    let groups_of = |table: &Table| table.groups.iter().map(|rows| group(&table.name, rows)).collect();
+    let tables = tables.unwrap_or_default();
+    tables
+        .iter()
+        .map(|table| {
+            // What a later version, or somebody else, has put there.
+            let unknown = ("A table that this version does not know", "unknown", "unknown");
+            holding(known(&table.name).unwrap_or(unknown), groups_of(table))
+        })
+        .collect()
+}
+
+fn group(table: &str, rows: &Rows) -> Group {
+    let protection = match rows.key_id {
+        // What can be read is in plain, whatever the column says.
+        _ if rows.is_readable => Protection::Plain,
+        Some(0) => Protection::Plain,
+        Some(id) => Protection::Sealed {
+            key: format!("{id:08x}"),
+        },
+        None if table == "marks" => Protection::KeyedHash,
+        None => Protection::Plain,
+    };
+    Group {
+        protection,
+        count: Some(rows.count),
+    }
+}
+
+fn node_list(view: &View) -> Holding {
+    Holding {
+        what: "The list of storage nodes",
+        of: "addresses and keys of all nodes of the network; nothing of whom they serve",
+        place: Place::Disk,
+        file: Some(view.node_list.clone()),
+        groups: vec![Group {
+            protection: Protection::Public,
+            count: Some(u64::from(view.node_list.exists())),
+        }],
+        kept: "until a newer one comes".to_owned(),
+    }
+}
+
+fn in_memory(live: Option<&Live>) -> Vec<Holding> {
+    let Some(live) = live else { return vec![] };
+    [
+        (
+            "Accounts in memory",
+            "account ids, to know which messages wake somebody",
+            "fanout_accounts",
+            "while a device of theirs is subscribed",
+        ),
+        (
+            "Devices in memory",
+            "account, push token, wakeup key",
+            "fanout_devices",
+            "while they are subscribed",
+        ),
+        (
+            "Wakeups in memory",
+            "push token, a text that only the phone can read",
+            "outbox_entries",
+            "until the provider has answered",
+        ),
+    ]
+    .into_iter()
+    .map(|(what, of, metric, kept)| Holding {
+        what,
+        of,
+        place: Place::Memory,
+        file: None,
+        groups: vec![Group {
+            protection: Protection::Memory,
+            count: live.sum(metric),
+        }],
+        kept: kept.to_owned(),
+    })
+    .collect()
+}
+
+/// (rows that anybody with the file reads, rows that are sealed).
+fn plain_and_sealed(audit: &Audit, what: &str) -> (Option<u64>, Option<u64>) {
+    let Some(holding) = audit.held.iter().find(|holding| holding.what == what) else {
+        return (Some(0), Some(0));
+    };
+    (
+        holding.count(|kept| *kept == Protection::Plain),
+        holding.count(|kept| matches!(kept, Protection::Sealed { .. })),
+    )
+}
+
+fn facts(view: &View, audit: &Audit, process: Option<&Process>) -> Vec<Fact> {
+    let mut facts = process.map(Process::facts).unwrap_or_else(|| {
+        vec![Fact {
+            what: "the process",
+            good: None,
+            says: "none runs that answers: nothing can be said about its memory".to_owned(),
+        }]
+    });
+    let disk = audit.held.iter().filter(|holding| holding.place == Place::Disk);
+    let plain = disk
+        .map(|holding| holding.count(|kept| *kept == Protection::Plain))
+        .sum();
+    facts.push(match plain {
+        Some(0) => Fact {
+            what: "rows on disk",
+            good: Some(true),
+            says: "none is in plain".to_owned(),
+        },
+        Some(_) => Fact {
+            what: "rows on disk",
+            good: Some(false),
+            says: "some are in plain: whoever has the file reads them".to_owned(),
+        },
+        None => Fact {
+            what: "rows on disk",
+            good: None,
+            says: "a file cannot be read".to_owned(),
+        },
+    });
+    let beside: Vec<Option<bool>> = audit.keys.iter().map(|key| key.beside_data).collect();
+    let (good, says) = if beside.contains(&Some(true)) {
+        (
+            Some(false),
+            "a key of the rows lies on the same disk as they do: one theft gets both",
+        )
+    } else if beside.contains(&Some(false)) {
+        (Some(true), "they lie on different disks")
+    } else {
+        (None, "cannot be told")
+    };
+    facts.push(Fact {
+        what: "keys and rows",
+        good,
+        says: says.to_owned(),
+    });
+    let open = audit.keys.iter().any(|key| key.state == KeyState::OpenToOthers);
+    let missing = |state| matches!(state, KeyState::Missing | KeyState::Unreadable);
+    facts.push(Fact {
+        what: "key files",
+        good: match (open, audit.keys.iter().any(|key| missing(key.state))) {
+            (true, _) => Some(false),
+            (false, true) => None,
+            (false, false) => Some(true),
+        },
+        says: match open {
+            true => "one can be read by other users of the machine",
+            false => "no other user of the machine reads them",
+        }
+        .to_owned(),
+    });
+    facts.push(Fact {
+        what: "metrics",
+        good: Some(!view.metrics_period.is_zero()),
+        says: match view.metrics_period.is_zero() {
+            true => "show at once what a single account does".to_owned(),
+            false => format!(
+                "what a single account can move is shown every {}",
+                humantime_serde::re::humantime::format_duration(view.metrics_period)
+            ),
+        },
+    });
+    for (what, groups) in [
+        ("TLS to push services", dispatch::offered_groups()),
+        ("TLS to seeds", watcher::offered_groups()),
+    ] {
+        facts.push(Fact {
+            what,
+            good: Some(groups.first().is_some_and(|group| group == crate::tls::POST_QUANTUM)),
+            says: format!("offers {}", groups.join(", ")),
+        });
+    }
+    facts
+}
+
+fn adversaries(view: &View, audit: &Audit, process: Option<&Process>, scale: Scale) -> Vec<Adversary> {
+    let told = |count: Option<u64>| count.map_or_else(|| "an unknown number of".to_owned(), |count| scale.count(count));
+    let (plain_rows, sealed_rows) = plain_and_sealed(audit, SUBSCRIPTIONS);
+    let (plain_wakeups, sealed_wakeups) = plain_and_sealed(audit, WAKEUPS);
+    let unread = audit
+        .held
+        .iter()
+        .any(|holding| holding.place == Place::Disk && holding.count(|_| true).is_none());
+    let both = |one: Option<u64>, other: Option<u64>| Some(one? + other?);
+
+    let mut disk = vec![
+        "that a notifier runs here, which push services it uses, how many rows there are and on which day each expires"
+            .to_owned(),
+    ];
+    let mut not_disk = vec![NEVER_HERE.to_owned()];
+    if unread {
+        disk.push("whatever is in the file that could not be read for this audit".to_owned());
+    }
+    if plain_rows != Some(0) {
+        disk.push(format!(
+            "{} subscriptions in plain: {WHAT_A_ROW_SAYS}",
+            told(plain_rows)
+        ));
+    }
+    if plain_wakeups != Some(0) {
+        disk.push(format!(
+            "{} wakeups in plain: {WHAT_A_WAKEUP_SAYS}",
+            told(plain_wakeups)
+        ));
+    }
+    if sealed_rows != Some(0) {
+        not_disk.push(format!("what {} sealed subscriptions hold", told(sealed_rows)));
+    }
+    if sealed_wakeups != Some(0) {
+        not_disk.push(format!("what {} sealed wakeups hold", told(sealed_wakeups)));
+    }
+    if audit.keys.iter().any(|key| key.beside_data == Some(true)) {
+        disk.push("the keys, which lie on the same disk: all of the next list as well".to_owned());
+    }
+    if let Some(process) = process {
+        match process.stays_in_memory() {
+            Some(true) => not_disk.push("the memory: none of it can lie in swap".to_owned()),
+            Some(false) => disk.push("those parts of the memory that lie in swap, keys among them".to_owned()),
+            None => disk.push("perhaps parts of the memory, in swap: that could not be looked up".to_owned()),
+        }
+        match process.leaves_no_core() {
+            Some(true) => not_disk.push("a copy of the memory from a crash: none is written".to_owned()),
+            Some(false) => disk.push("after a crash a copy of the whole memory".to_owned()),
+            None => disk.push("perhaps a copy of the memory from a crash: that could not be looked up".to_owned()),
+        }
+    }
+
+    let rows = both(plain_rows, sealed_rows);
+    let with_key = vec![
+        format!("{} subscriptions: {WHAT_A_ROW_SAYS}", told(rows)),
+        format!(
+            "{} wakeups: {WHAT_A_WAKEUP_SAYS}",
+            told(both(plain_wakeups, sealed_wakeups))
+        ),
+        "whether a given message woke somebody in the last hour, by its mark".to_owned(),
+        "what onion requests said that were recorded on their way to us: the onion key opens them".to_owned(),
+        "how to pose as this server, to clients and to push services".to_owned(),
+    ];
+
+    let live = |what: &str| {
+        let holding = audit.held.iter().find(|holding| holding.what == what);
+        holding.and_then(|holding| holding.count(|_| true))
+    };
+    let memory = match audit.running {
+        true => vec![
+            format!(
+                "{} accounts and {} devices: {WHAT_A_ROW_SAYS}",
+                told(live("Accounts in memory")),
+                told(live("Devices in memory"))
+            ),
+            "every key of this server".to_owned(),
+            "from then on: which account gets a message when, and its encrypted text".to_owned(),
+        ],
+        false => vec!["nothing: no process runs that answers".to_owned()],
+    };
+
+    let moment = match view.metrics_period.is_zero() {
+        true => "at the moment it happens",
+        false => "by the minute or coarser",
+    };
+    let mut logs = vec![format!(
+        "counts of all accounts together, {moment}; starts, stops, faults of disks and providers"
+    )];
+    if matches!(view.log, Level::Debug | Level::Trace) {
+        logs.push("the log is finer than usual: when a group of requests came, not whose".to_owned());
+    }
+    if view.direct {
+        logs.push(
+            "from the log of a proxy before us, if it keeps one: addresses of clients that do not use onion requests"
+                .to_owned(),
+        );
+    }
+
+    let mut provider = vec![];
+    let sizes = match view.padding {
+        Padding::TwoClasses => "one of two sizes",
+        Padding::Upstream => "its size to 256 bytes",
+    };
+    for (service, jitter) in &view.services {
+        let when = match jitter.is_zero() {
+            true => "its moment".to_owned(),
+            false => format!(
+                "its moment, up to {} late unless it is a call",
+                humantime_serde::re::humantime::format_duration(*jitter)
+            ),
+        };
+        provider.push(format!(
+            "{}: of each wakeup its token, {when}, {sizes}, its priority, one of three times to live; and to whom the token belongs",
+            service.name()
+        ));
+    }
+    provider.push(format!(
+        "storage nodes, {} of each swarm: which accounts use push",
+        view.nodes_per_swarm
+    ));
+    provider.push("with one of the lists above as well: which account is whose".to_owned());
+
+    let adversary = |who, learns, does_not_learn: Vec<String>| Adversary {
+        who,
+        learns,
+        does_not_learn,
+    };
+    vec![
+        adversary(Who::Disk, disk, not_disk),
+        adversary(Who::DiskAndKey, with_key, vec![NEVER_HERE.to_owned()]),
+        adversary(Who::Memory, memory, vec![NEVER_HERE.to_owned()]),
+        adversary(
+            Who::Logs,
+            logs,
+            vec!["accounts, tokens, messages, keys, addresses: what holds one cannot be printed".to_owned()],
+        ),
+        adversary(
+            Who::Provider,
+            provider,
+            vec!["accounts, senders, texts: what they carry is encrypted for the phone".to_owned()],
+        ),
+    ]
+}
+
+const NEVER_HERE: &str = "what messages say, who sent them, who knows whom, where clients are: that never comes here";
+const WHAT_A_ROW_SAYS: &str = "which account has which phone, and the key of its wakeups";
+const WHAT_A_WAKEUP_SAYS: &str = "that a phone is to be woken, not why and not for which account";
+
+#[cfg(test)]
+#[path = "audit/tests.rs"]
+mod tests;
