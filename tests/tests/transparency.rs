@@ -1,0 +1,190 @@
+//! What the servers say of themselves, while they work: the audit, the page, the labels of the metrics.
+
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+use quietline_lab::http::HttpClient;
+use quietline_lab::lab::{Lab, LabSettings};
+use quietline_lab::notifier::Notifier;
+use quietline_lab::phone::PushService;
+use quietline_lab::trial::{DAY, PATIENCE, enrolled, receive};
+use quietline_lab::turn::relay::Relay;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_notifier_says_what_it_holds_and_nothing_of_whom() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = LabSettings::in_folder(folder.path());
+    settings.ready_within = PATIENCE;
+    let mut lab = Lab::start(settings).await.unwrap();
+    let mut phones = Vec::new();
+    for service in PushService::ALL {
+        let phone = enrolled(&lab, service).await;
+        lab.send(&phone, 0, b"hello", DAY);
+        receive(&lab, &phone).await;
+        phones.push(phone);
+    }
+
+    let audit = audit_of(&lab);
+    assert_eq!(audit["running"], true);
+    assert_eq!(count(&audit, "Subscriptions"), phones.len() as u64);
+    assert_eq!(count(&audit, "Devices in memory"), phones.len() as u64);
+    for what in [
+        "core dumps",
+        "access by other processes",
+        "key files",
+        "TLS to push services",
+        "TLS to seeds",
+    ] {
+        assert_eq!(fact(&audit, what), &Value::Bool(true), "{what}: {audit:#}");
+    }
+    // The lab wants its metrics at once, and has its keys beside its rows.
+    for what in ["metrics", "keys and rows"] {
+        assert_eq!(fact(&audit, what), &Value::Bool(false), "{what}: {audit:#}");
+    }
+
+    let page = HttpClient::new(lab.http_address()).get("/transparency").await.unwrap();
+    assert_eq!(page.status, 200);
+    let page = String::from_utf8(page.body.to_vec()).unwrap();
+    assert!(page.contains("<dd>&lt; 20, "), "{page}");
+    assert!(
+        !page.contains(&*folder.path().to_string_lossy()),
+        "a path of this machine is on the page"
+    );
+    let metrics = lab.metrics().await.unwrap();
+    labels_are_words_of_the_source(metrics.text());
+    for phone in &phones {
+        for text in [&page, &audit.to_string(), metrics.text()] {
+            assert!(!text.contains(&phone.account_hex()) && !text.contains(phone.token.as_str()));
+        }
+    }
+
+    assert!(
+        lab.stop_notifier(PATIENCE)
+            .await
+            .unwrap()
+            .is_some_and(|status| status.success())
+    );
+    let audit = audit_of(&lab);
+    assert_eq!(audit["running"], false);
+    assert_eq!(count(&audit, "Subscriptions"), phones.len() as u64);
+    assert!(fact(&audit, "the process").is_null());
+}
+
+#[test]
+fn a_relay_says_what_it_holds_and_nothing_of_whom() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut relay = Relay::prepare(folder.path(), None, |_| {}).unwrap();
+    let audit = |relay: &Relay| -> Value {
+        let output = relay.command("audit").arg("--json").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    assert_eq!(audit(&relay)["running"], false);
+    relay.start(Duration::from_secs(60)).unwrap();
+    let found = audit(&relay);
+    assert_eq!(found["running"], true);
+    for what in ["core dumps", "access by other processes", "key files", "TLS to clients"] {
+        assert_eq!(fact(&found, what), &Value::Bool(true), "{what}: {found:#}");
+    }
+    let page = relay.tells("/transparency").unwrap();
+    assert!(
+        page.starts_with("HTTP/1.1 200") && page.contains("default-src 'none'"),
+        "{page}"
+    );
+    assert!(page.contains("<dd>&lt; 20, in memory only</dd>"), "{page}");
+    labels_are_words_of_the_source(&relay.tells("/metrics").unwrap());
+    let checked = relay.command("check").output().unwrap();
+    let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(said.contains("a capable client gets X25519MLKEM768"), "{said}");
+}
+
+fn audit_of(lab: &Lab) -> Value {
+    let output = Command::new(Notifier::find_binary(None).unwrap())
+        .args(["audit", "--json", "--settings"])
+        .arg(lab.settings_file())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn count(audit: &Value, what: &str) -> u64 {
+    let held = audit["held"].as_array().unwrap();
+    let holding = held.iter().find(|holding| holding["what"] == what).unwrap();
+    let groups = holding["groups"].as_array().unwrap();
+    groups.iter().map(|group| group["count"].as_u64().unwrap()).sum()
+}
+
+fn fact<'a>(audit: &'a Value, what: &str) -> &'a Value {
+    let facts = audit["facts"].as_array().unwrap();
+    &facts.iter().find(|fact| fact["what"] == what).unwrap()["good"]
+}
+
+/// What came from a client, a node or a provider stands in no source.
+fn labels_are_words_of_the_source(metrics: &str) {
+    let words = words_of_the_source();
+    let mut seen = 0;
+    for line in metrics.lines().filter(|line| !line.starts_with('#')) {
+        let Some((_, rest)) = line.split_once('{') else {
+            continue;
+        };
+        let (labels, _) = rest.rsplit_once('}').unwrap();
+        for label in labels.split("\",") {
+            let (key, value) = label.split_once("=\"").unwrap();
+            let value = value.trim_end_matches('"');
+            // The bounds of histograms are numbers of our own.
+            if key != "le" && key != "quantile" {
+                assert!(words.contains(value), "{line}: {value:?} is no word of the source");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 20, "hardly any label was seen: {seen}");
+}
+
+/// Every string literal of what ships.
+fn words_of_the_source() -> BTreeSet<String> {
+    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut files = Vec::new();
+    for folder in [
+        "shared/src",
+        "notifier/core/src",
+        "notifier/src",
+        "turn/core/src",
+        "turn/src",
+    ] {
+        walk(&root.join(folder), &mut files);
+    }
+    let mut words = BTreeSet::new();
+    for file in files {
+        let text = std::fs::read_to_string(file).unwrap();
+        for line in text.lines() {
+            words.extend(line.split('"').skip(1).step_by(2).map(str::to_owned));
+        }
+    }
+    words
+}
+
+#[test]
+fn a_value_that_is_no_word_of_the_source_is_found() {
+    let mut lines: String = (0..25)
+        .map(|number| format!("a_total{{reason=\"refused\",le=\"{number}\"}} 1\n"))
+        .collect();
+    labels_are_words_of_the_source(&lines);
+    lines.push_str("a_total{reason=\"05abcdef0123\"} 1\n");
+    assert!(std::panic::catch_unwind(|| labels_are_words_of_the_source(&lines)).is_err());
+}
