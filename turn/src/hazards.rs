@@ -344,11 +344,8 @@ mod tests {
     }
 
     fn watched(settings: &Settings, now: u64) -> Vec<Hazard> {
-        certificate(
-            settings.certificate.as_ref(),
-            settings.fixed.listen.name.as_deref(),
-            now,
-        )
+        let hosts: Vec<String> = settings.fixed.listen.name.iter().cloned().collect();
+        certificate(settings.certificate.as_ref(), &hosts, now)
     }
 
     #[test]
