@@ -11,8 +11,8 @@ use notifier_core::subscription;
 use notifier_core::webpush::Vapid;
 use quietline_shared::crypto::x25519_public;
 use quietline_shared::redact::Secret;
-use quietline_shared::service::command::make_secret_file;
 pub use quietline_shared::service::command::{Exit, report_audit, report_faults, report_warnings};
+use quietline_shared::service::command::{make_secret_file, report_memory};
 use quietline_shared::service::config::{Faults, FileFault, SettingsFile, Warnings, read_key_32};
 use serde::Deserialize;
 use std::ffi::OsString;
@@ -112,6 +112,7 @@ pub fn check<T>(
             ] {
                 writeln!(out, "TLS to {what} offers {}", groups.join(", "))?;
             }
+            report_memory(out, errors)?;
             writeln!(out, "settings are good")?;
             Ok(Exit::Done)
         }
@@ -589,6 +590,7 @@ mod tests {
         ] {
             assert!(out.lines().any(|said| said.starts_with(line)), "{line}: {out}");
         }
+        assert!(format!("{out}{errors}").contains("core dumps: "), "{out}");
         assert!(errors.starts_with("warning: http.onion_key_file: "), "{errors}");
     }
 }

@@ -3,7 +3,7 @@
 
 use quietline_notifier::command::{self, Command, Exit, PushOnce};
 use quietline_notifier::{app, settings};
-use quietline_shared::service::lifecycle;
+use quietline_shared::service::hygiene;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -14,8 +14,8 @@ fn main() -> ExitCode {
         Err(help) => help.exit(),
     };
     let (mut out, mut errors) = (io::stdout(), io::stderr());
-    if let Err(fault) = lifecycle::keep_memory_private() {
-        let _ = writeln!(errors, "warning: core dumps cannot be forbidden: {fault}");
+    if let Err(fault) = hygiene::keep_memory_private() {
+        let _ = writeln!(errors, "warning: memory cannot be kept private: {fault}");
     }
     let end = match command {
         Command::Run { settings } => run(&settings, &mut errors),

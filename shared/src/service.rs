@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod command;
 pub mod config;
+pub mod hygiene;
 pub mod lifecycle;
 pub mod page;
 pub mod published;

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use quietline_shared::service::command::Exit;
-use quietline_shared::service::lifecycle;
+use quietline_shared::service::hygiene;
 use quietline_turn::app;
 use quietline_turn::command::{self, Command};
 use quietline_turn::machine::Machine;
@@ -21,8 +21,8 @@ fn main() -> ExitCode {
 }
 
 fn obey(command: Command, out: &mut dyn Write, errors: &mut dyn Write) -> io::Result<Exit> {
-    if let Err(fault) = lifecycle::keep_memory_private() {
-        writeln!(errors, "warning: core dumps cannot be forbidden: {fault}")?;
+    if let Err(fault) = hygiene::keep_memory_private() {
+        writeln!(errors, "warning: memory cannot be kept private: {fault}")?;
     }
     let machine = match Machine::look() {
         Ok(machine) => machine,

@@ -4,7 +4,9 @@
 //! over a file.
 
 use super::audit::Audit;
+use super::audit::process::Process;
 use super::config::{Faults, Warnings};
+use super::hygiene;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -56,6 +58,15 @@ pub fn report_audit(audit: &Audit, json: bool, out: &mut dyn Write) -> io::Resul
         write!(out, "{audit}")?;
     }
     Ok(Exit::Done)
+}
+
+/// Says what of the memory of a process that is started as this one was could reach a disk or other eyes.
+pub fn report_memory(out: &mut dyn Write, errors: &mut dyn Write) -> io::Result<()> {
+    let process = Process::of(std::process::id(), hygiene::is_dumpable());
+    process.facts().into_iter().try_for_each(|fact| match fact.good {
+        Some(true) => writeln!(out, "{}: {}", fact.what, fact.says),
+        Some(false) | None => writeln!(errors, "warning: {}: {}", fact.what, fact.says),
+    })
 }
 
 /// Makes a file that only its owner reads, and the folder it is in; `false` if it exists and was left as it is.

@@ -3,7 +3,6 @@
 //! In: signals of the operating system, latches that the stages set. Out: one stop for all, ready or not, how the drain ended.
 //! Never: ends the process itself.
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, dumpable_behavior, set_dumpable_behavior, setrlimit};
 use serde::Deserialize;
 use std::future::Future;
 use std::io;
@@ -23,24 +22,6 @@ pub struct Settings {
 
 const fn twenty_seconds() -> Duration {
     Duration::from_secs(20)
-}
-
-/// What is in memory stays there: no core dump of this process, and no other process of the same user may look into it. To be called
-/// before the first secret is read.
-pub fn keep_memory_private() -> io::Result<()> {
-    let nothing = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
-    setrlimit(Resource::Core, nothing)?;
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    Ok(())
-}
-
-/// Whether a core of this process may be dumped and others of its user may look in; `None` if the system does not say.
-pub fn is_dumpable() -> Option<bool> {
-    let behaviour = dumpable_behavior().ok()?;
-    Some(behaviour != DumpableBehavior::NotDumpable)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -332,34 +313,6 @@ mod tests {
     fn without_a_service_manager_nothing_is_said() {
         tell_ready();
         tell_stopping();
-    }
-
-    #[test]
-    fn a_process_that_keeps_its_memory_private_leaves_no_core_dump() {
-        // A child of its own: the other tests of this process may want to be looked into.
-        let status = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "service::lifecycle::tests::memory_is_kept_private_in_a_child",
-            ])
-            .env("KEEP_MEMORY_PRIVATE", "1")
-            .stdout(std::process::Stdio::null())
-            .status()
-            .unwrap();
-        assert!(status.success());
-    }
-
-    /// Also the child of the test above.
-    #[test]
-    fn memory_is_kept_private_in_a_child() {
-        if std::env::var_os("KEEP_MEMORY_PRIVATE").is_none() {
-            return;
-        }
-        keep_memory_private().unwrap();
-        let dumpable = rustix::process::dumpable_behavior().unwrap();
-        assert_eq!(dumpable, DumpableBehavior::NotDumpable);
-        let limit = rustix::process::getrlimit(Resource::Core);
-        assert_eq!((limit.current, limit.maximum), (Some(0), Some(0)));
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! listener. Never: lets a library print bytes or addresses, or prints what a panic carried.
 
 use super::config::SettingsFile;
-use super::lifecycle::{self, Readiness};
+use super::hygiene;
+use super::lifecycle::Readiness;
 use super::published::{MINUTE, Published, metrics_period, warn_of_period};
 use super::server::{self, Limits};
 use axum::Router;
@@ -200,7 +201,7 @@ pub async fn serve_ops(listener: TcpListener, ops: Ops, stop: impl Future<Output
         tracing::warn!("health and metrics are served beyond this machine");
     }
     metrics::gauge!("service_process_id").set(f64::from(std::process::id()));
-    if let Some(dumpable) = lifecycle::is_dumpable() {
+    if let Some(dumpable) = hygiene::is_dumpable() {
         metrics::gauge!("service_dumpable").set(f64::from(u8::from(dumpable)));
     }
     let published = Arc::new(Published::new(metrics.clone(), metrics_period));

@@ -17,7 +17,7 @@ use crate::settings::{self, Place, Settings};
 use clap::Args;
 use client::Client;
 use link::Link;
-use quietline_shared::service::command::Exit;
+use quietline_shared::service::command::{Exit, report_memory};
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
@@ -56,6 +56,7 @@ pub fn check(wish: &Check, machine: &Machine, out: &mut dyn Write, errors: &mut 
     for hazard in Standing::new(&wish.settings, &settings).hazards(SystemTime::now()) {
         report.warn(&hazard)?;
     }
+    report_memory(report.out, report.errors)?;
     report.say("settings are good")?;
     if wish.settings_only {
         return Ok(Exit::Done);
