@@ -4,9 +4,15 @@
 use quietline_notifier::command::{self, Command, Exit, PushOnce};
 use quietline_notifier::{app, settings};
 use quietline_shared::service::hygiene;
+use std::alloc::System;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use zeroizing_alloc::ZeroAlloc;
+
+/// What is given back is overwritten first: no buffer, no request, no entry of an index outlives its use.
+#[global_allocator]
+static MEMORY: ZeroAlloc<System> = ZeroAlloc(System);
 
 fn main() -> ExitCode {
     let command = match command::parse(std::env::args_os()) {

@@ -6,9 +6,15 @@ use quietline_shared::service::hygiene;
 use quietline_turn::app;
 use quietline_turn::command::{self, Command};
 use quietline_turn::machine::Machine;
+use std::alloc::System;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use zeroizing_alloc::ZeroAlloc;
+
+/// What is given back is overwritten first: no buffer, no request, no entry of an index outlives its use.
+#[global_allocator]
+static MEMORY: ZeroAlloc<System> = ZeroAlloc(System);
 
 fn main() -> ExitCode {
     let command = match command::parse(std::env::args_os()) {
