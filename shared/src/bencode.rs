@@ -46,9 +46,16 @@ pub enum Kind {
 }
 
 /// A cursor over bt-encoded bytes. After an error its position means nothing.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Reader<'a> {
     rest: &'a [u8],
+}
+
+/// What is read may be about people.
+impl std::fmt::Debug for Reader<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Reader({} bytes)", self.rest.len())
+    }
 }
 
 impl<'a> Reader<'a> {
@@ -206,10 +213,15 @@ impl<'a> ListReader<'_, 'a> {
 }
 
 /// Inside a dict: take the [`next_key`](Self::next_key), then read exactly one [`value`](Self::value).
-#[derive(Debug)]
 pub struct DictReader<'r, 'a> {
     reader: &'r mut Reader<'a>,
     last_key: Option<&'a [u8]>,
+}
+
+impl std::fmt::Debug for DictReader<'_, '_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("DictReader").field(&self.reader).finish()
+    }
 }
 
 impl<'a> DictReader<'_, 'a> {

@@ -16,14 +16,19 @@ use zeroize::Zeroize;
 /// Largest metadata string inside, bytes. Clients send about 100.
 const MAX_METADATA: usize = 16 * 1024;
 
-/// A decrypted request.
-#[derive(Debug)]
+/// A decrypted request. It prints as nothing: a client may write anything where a method or an endpoint is expected.
 pub struct OnionRequest {
     /// As the client wrote it; upstream's clients write `POST`.
     pub method: String,
     pub endpoint: String,
     pub body: Option<Body>,
     pub reply: ReplyKey,
+}
+
+impl std::fmt::Debug for OnionRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnionRequest(<private>)")
+    }
 }
 
 /// The inner body. It holds accounts and tokens, so it prints as nothing.

@@ -7,6 +7,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+#[path = "arrows/leaks.rs"]
+mod leaks;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,6 +26,7 @@ const MAY_EXPOSE: &[&str] = &[
     "notifier/core/src/event.rs",
     "notifier/core/src/fanout.rs",
     "notifier/core/src/fanout/dedupe.rs",
+    "notifier/core/src/outbox/queue.rs",
     "notifier/core/src/seal/payload.rs",
     "notifier/core/src/seal/row.rs",
     "notifier/core/src/subscription/monitor.rs",
@@ -35,8 +39,8 @@ const MAY_EXPOSE: &[&str] = &[
     "notifier/src/dispatch/credential.rs",
     "notifier/src/dispatch/fcm.rs",
     "notifier/src/dispatch/huawei.rs",
-    "notifier/src/dispatch/huawei/signed.rs",
     "notifier/src/dispatch/oauth.rs",
+    "notifier/src/dispatch/signed.rs",
     "notifier/src/dispatch/webpush.rs",
     "notifier/src/dispatch/webpush/connections.rs",
     "notifier/src/http/limits.rs",
@@ -54,7 +58,8 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
 }
 
-/// What ships: a module's tests may stand in a `tests.rs` or in a folder `tests` of its own, and open what they made up.
+/// What ships: a module's tests may stand in a `tests.rs` or in a folder `tests` of its own, and open what they made up; so may a module
+/// that only tests have.
 fn sources(folder: &str) -> BTreeMap<String, String> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).unwrap() {
@@ -72,27 +77,71 @@ fn sources(folder: &str) -> BTreeMap<String, String> {
     let mut found = Vec::new();
     walk(&root().join(folder), &mut found);
     assert!(!found.is_empty(), "no source in {folder}");
-    found
+    let texts: Vec<_> = found
         .into_iter()
-        .map(|path| {
-            let text = fs::read_to_string(&path).unwrap();
-            (
-                path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned(),
-                shipped(&text),
-            )
+        .map(|path| (fs::read_to_string(&path).unwrap(), path))
+        .collect();
+    let only_tests: Vec<PathBuf> = texts
+        .iter()
+        .flat_map(|(text, path)| modules_of_tests(text).map(|name| folder_of_modules(path).join(name)))
+        .collect();
+    texts
+        .into_iter()
+        .filter(|(_, path)| {
+            !only_tests
+                .iter()
+                .any(|module| path.with_extension("").starts_with(module))
+        })
+        .map(|(text, path)| {
+            let name = path.strip_prefix(root()).unwrap().to_str().unwrap();
+            (name.to_owned(), shipped(&text))
         })
         .collect()
 }
 
+/// `#[cfg(test)] mod fakes;`
+fn modules_of_tests(text: &str) -> impl Iterator<Item = &str> {
+    text.split("#[cfg(test)]").skip(1).filter_map(|rest| {
+        let rest = rest
+            .trim_start()
+            .trim_start_matches("pub(super) ")
+            .trim_start_matches("pub(crate) ");
+        let (name, _) = rest.strip_prefix("mod ")?.split_once(';')?;
+        (!name.contains(char::is_whitespace)).then_some(name)
+    })
+}
+
+fn folder_of_modules(file: &Path) -> PathBuf {
+    let is_root = ["lib.rs", "main.rs"].iter().any(|name| file.ends_with(name));
+    if is_root {
+        file.parent().unwrap().to_path_buf()
+    } else {
+        file.with_extension("")
+    }
+}
+
 /// Without comments and without the tests at the end of a file.
 fn shipped(text: &str) -> String {
-    text.split("#[cfg(test)]")
-        .next()
-        .unwrap()
-        .lines()
-        .map(|line| line.split("//").next().unwrap_or(line))
-        .collect::<Vec<_>>()
-        .join("\n")
+    let end = ["#[cfg(test)]\nmod tests", "#[cfg(test)]\n#[path"]
+        .iter()
+        .filter_map(|tests| text.find(tests))
+        .min();
+    let text = &text[..end.unwrap_or(text.len())];
+    text.lines().map(without_comment).collect::<Vec<_>>().join("\n")
+}
+
+/// A `//` within a text is none.
+fn without_comment(line: &str) -> &str {
+    let (mut is_text, mut before) = (false, ' ');
+    for (at, character) in line.char_indices() {
+        match character {
+            '"' if before != '\\' && !line[..at].ends_with("b'") => is_text = !is_text,
+            '/' if !is_text && before == '/' => return &line[..at - 1],
+            _ => {}
+        }
+        before = if before == '\\' { ' ' } else { character };
+    }
+    line
 }
 
 /// The first word after each `crate::`, also within `crate::{a::b, c}`.
@@ -314,6 +363,14 @@ fn a_server_never_links_a_foreign_peer() {
 
 #[test]
 fn the_reader_of_imports_sees_every_form() {
+    let address = r#"let a = "https://x"; b() // c"#;
+    assert_eq!(without_comment(address), r#"let a = "https://x"; b() "#);
+    let whole = "a\n#[cfg(test)]\nfn helper() {}\nb\n#[cfg(test)]\nmod tests {\nc";
+    assert_eq!(shipped(whole), "a\n#[cfg(test)]\nfn helper() {}\nb");
+    assert_eq!(
+        modules_of_tests("#[cfg(test)]\nmod fakes;\n#[cfg(test)]\nmod tests {").collect::<Vec<_>>(),
+        ["fakes"]
+    );
     let text = "use crate::one::Thing;\nuse crate::{two::A, three::{b, c}, four};\nlet x = crate::five::f(); // crate::no::comment";
     assert_eq!(imports(&shipped(text)), ["one", "two", "three", "four", "five"]);
 }

@@ -109,13 +109,18 @@ pub struct ConfirmCounters {
 }
 
 /// A message that one node reported.
-#[derive(Debug)]
 struct Held {
     node: NodeKey,
     body: Option<[u8; 32]>,
     expiry_ms: i64,
     /// Further copies go on at once. Fanout drops them, unless the first release came to nothing.
     confirmed: bool,
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Held(<private>)")
+    }
 }
 
 #[derive(Debug, Default)]
