@@ -275,7 +275,12 @@ impl Phone {
     pub fn binding(&self, signed_at: i64) -> String {
         let token = match &self.reader {
             Some(reader) => [&reader.public, reader.auth.as_slice(), reader.endpoint.as_bytes()].concat(),
-            None => self.token.as_bytes().to_vec(),
+            None => match self.service {
+                PushService::Apns | PushService::ApnsSandbox => {
+                    hex::decode(&self.token).expect("Apple's tokens are hex")
+                }
+                _ => self.token.as_bytes().to_vec(),
+            },
         };
         let message = format!(
             "BINDING{}{signed_at}{}{}{}",

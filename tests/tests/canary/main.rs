@@ -4,6 +4,8 @@
 //! Panics cannot be provoked from outside; that their payload is not printed is tested beside the hook (`shared`, telemetry).
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are outside of its functions")]
 
+mod crash;
+mod files;
 mod relay;
 mod scenes;
 mod search;
@@ -32,6 +34,8 @@ async fn everything_then_search(format: &str, seeds: usize) {
     let mut world = World::start(folder.path(), format, seeds).await;
     scenes::start_with_bad_keys(&mut world).await;
     let friends = scenes::subscribe_and_be_woken(&mut world).await;
+    scenes::bindings_and_tests(&mut world).await;
+    world.look().await;
     scenes::refused_requests(&mut world, &friends).await;
     scenes::answers_of_the_providers(&mut world).await;
     scenes::lying_nodes(&mut world, &friends).await;
@@ -41,6 +45,7 @@ async fn everything_then_search(format: &str, seeds: usize) {
     world.look().await;
     scenes::kill(&mut world, &friends).await;
     world.look().await;
+    scenes::crash(&mut world, &friends).await;
     scenes::drain(&mut world, &friends).await;
 
     let (sinks, values) = world.gather().await;
@@ -54,6 +59,9 @@ async fn everything_then_search(format: &str, seeds: usize) {
         "command line",
         "columns",
         "providers",
+        "payloads",
+        "names of files",
+        "operator's push",
     ] {
         assert!(sinks.length(sink) > 0, "nothing was gathered from {sink}");
     }

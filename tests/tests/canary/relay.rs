@@ -1,6 +1,7 @@
 //! The relay at the level that prints most goes through every path, good and bad; then everything that left the process but its packets
 //! is searched for everything private that went in.
 
+use crate::crash::{SIGNALS, allow_core_dumps, assert_no_core, crash};
 use crate::every_leak_would_be_found;
 use crate::search::{Search, Sinks};
 use quietline_lab::settings::set;
@@ -27,6 +28,20 @@ fn nothing_private_leaves_the_relay_with_a_log_for_people() {
 #[test]
 fn nothing_private_leaves_the_relay_with_a_log_for_machines() {
     everything_then_search("json");
+}
+
+#[test]
+fn a_relay_that_dies_in_a_call_leaves_no_core_dump() {
+    for (name, number) in SIGNALS {
+        let folder = tempfile::tempdir().unwrap();
+        allow_core_dumps(folder.path());
+        let mut world = World::start(folder.path(), "text");
+        let mut live = world.client(Transport::Udp, world.users[0].clone());
+        let _ = world.allocate(&mut live, false);
+        crash(name, world.site.process_id(), PATIENCE);
+        let ended = world.site.stop(PATIENCE).unwrap();
+        assert_no_core(ended, number, folder.path());
+    }
 }
 
 fn everything_then_search(format: &str) {

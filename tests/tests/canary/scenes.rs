@@ -1,6 +1,7 @@
 //! Every path through the notifier, one scene each. Each scene asserts that it took place.
 
 use crate::PATIENCE;
+use crate::crash::{SIGNALS, assert_no_core};
 use crate::world::World;
 use quietline_lab::bt;
 use quietline_lab::node::{Fault, SwarmMessage};
@@ -147,6 +148,79 @@ pub async fn subscribe_and_be_woken(world: &mut World) -> Friends {
         assert_eq!(world.onion("/subscribe", &item).await["success"], true);
     }
     Friends { person, android, group }
+}
+
+/// A subscription bound to its token and one that is stolen; a test that a subscriber asks for, and one that an operator asks for.
+pub async fn bindings_and_tests(world: &mut World) {
+    for (name, service) in [
+        ("a bound phone", PushService::Apns),
+        ("a bound phone with Web Push", PushService::Webpush),
+    ] {
+        let bound = world.lab.phone(service);
+        let checks = world.lab.webpush.checks();
+        world.mark_phone(name, &bound);
+        let now = unix_seconds();
+        let mut item = bound.subscribe_item(now);
+        item["binding"] = json!(bound.binding(now));
+        world.mark_item(name, &item);
+        assert_eq!(world.onion("/subscribe", &item).await["success"], true);
+        // The question whether a fresh endpoint lives would take the first answer that is queued.
+        while service == PushService::Webpush && world.lab.webpush.checks() == checks {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let thief = Phone::new(PushService::Firebase);
+        world.mark_phone("a thief", &thief);
+        let mut stolen = bound.subscribe_item(now);
+        stolen["service"] = json!("firebase");
+        stolen["service_info"] = json!({ "token": thief.token });
+        for binding in [Value::Null, item["binding"].clone(), json!(bound.account_hex())] {
+            stolen["binding"] = binding;
+            assert_eq!(world.onion("/subscribe", &stolen).await["success"], Value::Null);
+        }
+
+        let test = bound.test_item(unix_seconds());
+        world.mark_item(&format!("{name}, testing"), &test);
+        assert_eq!(world.onion("/test", &test).await["accepted"], true);
+        let mut forged = test.clone();
+        forged["signature"] = item["signature"].clone();
+        assert_eq!(world.onion("/test", &forged).await["error"], 4);
+        world
+            .lab
+            .script(bound.service)
+            .queue(&bound.token, quoting(bound.service, &bound.token));
+        assert_eq!(world.onion("/test", &test).await["accepted"], false);
+        world.direct("/test", "", bound.token.as_bytes()).await;
+    }
+    for (service, answers) in [("apns", true), ("firebase", false), ("webpush", false)] {
+        let phone = Phone::new(PushService::Firebase);
+        world.mark_phone(&format!("an operator's token of {service}"), &phone);
+        let token = if service == "apns" {
+            PushService::Apns.new_token()
+        } else {
+            phone.token.clone()
+        };
+        world
+            .values
+            .mark(format!("a token that an operator tests at {service}"), token.as_bytes());
+        if service == "firebase" {
+            let quoting = quoting(PushService::Firebase, &token);
+            world.lab.script(PushService::Firebase).queue(&token, quoting);
+        }
+        let file = world.lab.settings_file().with_file_name("token");
+        std::fs::write(&file, &token).unwrap();
+        let binary = quietline_lab::notifier::Notifier::find_binary(None).unwrap();
+        let ended = Command::new(binary)
+            .args(["push", "--service", service, "--token-file"])
+            .arg(&file)
+            .arg("--settings")
+            .arg(world.lab.settings_file())
+            .output()
+            .unwrap();
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(ended.status.success(), answers, "a push to {service}");
+        world.sinks.add("operator's push", &ended.stdout);
+        world.sinks.add("operator's push", &ended.stderr);
+    }
 }
 
 /// Requests that are wrong in one way each, all of them full of private values.
@@ -607,4 +681,34 @@ pub async fn drain(world: &mut World, friends: &Friends) {
     world.wait_metric("dispatch_in_flight", "service=\"apns\"", 1.0).await;
     let ended = world.lab.stop_notifier(PATIENCE).await.unwrap().unwrap();
     assert!(ended.success(), "{ended}");
+}
+
+/// A refusal that says the token, in a form that the service would use.
+fn quoting(service: PushService, token: &str) -> Answer {
+    match service {
+        PushService::Apns | PushService::ApnsSandbox => Answer::apns(400, token),
+        PushService::Firebase => Answer::fcm(400, token, Some(token), Some(token)),
+        PushService::Huawei | PushService::Webpush => Answer::Refuse {
+            status: 400,
+            headers: vec![("location", token.to_owned())],
+            body: token.to_owned().into(),
+        },
+    }
+}
+
+/// A program that faults and one that gives up: nothing of their memory reaches the disk, and the next start goes on.
+pub async fn crash(world: &mut World, friends: &Friends) {
+    let folder = world.lab.settings.folder.clone();
+    for (name, number) in SIGNALS {
+        let process = world.lab.notifier().process_id().unwrap();
+        tokio::task::spawn_blocking(move || crate::crash::crash(name, process, PATIENCE))
+            .await
+            .unwrap();
+        let ended = world.lab.notifier().wait(PATIENCE).await.unwrap().unwrap();
+        assert_no_core(ended, number, &folder);
+        world.lab.notifier().restart(PATIENCE).await.unwrap();
+        world
+            .wake(&format!("a message after {name}"), &friends.android, 0, 300)
+            .await;
+    }
 }

@@ -25,8 +25,16 @@ pub enum Form {
     HexLower,
     HexUpper,
     HexOfReversed,
+    HexUpperOfReversed,
+    /// `9f:3a`, as keys and certificates are printed.
+    HexColons,
+    /// `9f 3a`, as a dump of packets is printed.
+    HexSpaces,
+    /// `0x9f, 0x3a`, as `{:#x?}` prints bytes.
+    HexList,
     Base64,
     Base64Url,
+    Base64OfReversed,
     /// `1, 2, 3`, as Debug prints bytes.
     DecimalList,
     /// `1,2,3`, as JSON prints bytes.
@@ -35,60 +43,104 @@ pub enum Form {
     RustEscape,
     /// `\u009f`
     JsonEscape,
+    /// `\u009F`, and each `/` as `\/`
+    JsonEscapeUpper,
+    /// Bytes as the letters of Latin-1, in UTF-8.
+    Latin1,
     Percent,
+    PercentLower,
     Utf16,
     Utf16OfHex,
+    Utf16BigEndian,
+    Utf16BigEndianOfHex,
+    Utf16OfBase64,
 }
 
 impl Form {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 25] = [
         Self::Raw,
         Self::Reversed,
         Self::HexLower,
         Self::HexUpper,
         Self::HexOfReversed,
+        Self::HexUpperOfReversed,
+        Self::HexColons,
+        Self::HexSpaces,
+        Self::HexList,
         Self::Base64,
         Self::Base64Url,
+        Self::Base64OfReversed,
         Self::DecimalList,
         Self::DecimalListTight,
         Self::RustEscape,
         Self::JsonEscape,
+        Self::JsonEscapeUpper,
+        Self::Latin1,
         Self::Percent,
+        Self::PercentLower,
         Self::Utf16,
         Self::Utf16OfHex,
+        Self::Utf16BigEndian,
+        Self::Utf16BigEndianOfHex,
+        Self::Utf16OfBase64,
     ];
 
     /// `bytes` written in this form.
     pub fn write(self, bytes: &[u8]) -> Vec<u8> {
         let reversed = || bytes.iter().rev().copied().collect::<Vec<u8>>();
         let each = |write: fn(u8) -> String| bytes.iter().map(|byte| write(*byte)).collect::<String>().into_bytes();
-        let list = |between: &str| {
-            let numbers: Vec<_> = bytes.iter().map(u8::to_string).collect();
+        let list = |between: &str, write: fn(&u8) -> String| {
+            let numbers: Vec<_> = bytes.iter().map(write).collect();
             numbers.join(between).into_bytes()
         };
+        let hex = |byte: &u8| format!("{byte:02x}");
+        let little = |text: &[u8]| text.iter().flat_map(|byte| [*byte, 0]).collect::<Vec<u8>>();
+        let big = |text: &[u8]| text.iter().flat_map(|byte| [0, *byte]).collect::<Vec<u8>>();
         match self {
             Self::Raw => bytes.to_vec(),
             Self::Reversed => reversed(),
             Self::HexLower => hex::encode(bytes).into_bytes(),
             Self::HexUpper => hex::encode_upper(bytes).into_bytes(),
             Self::HexOfReversed => hex::encode(reversed()).into_bytes(),
+            Self::HexUpperOfReversed => hex::encode_upper(reversed()).into_bytes(),
+            Self::HexColons => list(":", hex),
+            Self::HexSpaces => list(" ", hex),
+            Self::HexList => list(", ", |byte| format!("{byte:#x}")),
+            Self::Base64OfReversed => STANDARD_NO_PAD.encode(reversed()).into_bytes(),
             Self::Base64 => STANDARD_NO_PAD.encode(bytes).into_bytes(),
             Self::Base64Url => URL_SAFE_NO_PAD.encode(bytes).into_bytes(),
-            Self::DecimalList => list(", "),
-            Self::DecimalListTight => list(","),
+            Self::DecimalList => list(", ", u8::to_string),
+            Self::DecimalListTight => list(",", u8::to_string),
             Self::RustEscape => bytes.escape_ascii().to_string().into_bytes(),
             Self::JsonEscape => each(|byte| match byte {
                 b' '..=b'~' => char::from(byte).to_string(),
                 _ => format!("\\u{byte:04x}"),
             }),
-            Self::Percent => each(|byte| match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
-                _ => format!("%{byte:02X}"),
+            Self::JsonEscapeUpper => each(|byte| match byte {
+                b'/' => "\\/".to_owned(),
+                b' '..=b'~' => char::from(byte).to_string(),
+                _ => format!("\\u{byte:04X}"),
             }),
-            Self::Utf16 => bytes.iter().flat_map(|byte| [*byte, 0]).collect(),
-            Self::Utf16OfHex => hex::encode(bytes).bytes().flat_map(|digit| [digit, 0]).collect(),
+            Self::Latin1 => each(|byte| char::from(byte).to_string()),
+            Self::Percent => each(|byte| match is_plain_in_url(byte) {
+                true => char::from(byte).to_string(),
+                false => format!("%{byte:02X}"),
+            }),
+            Self::PercentLower => each(|byte| match is_plain_in_url(byte) {
+                true => char::from(byte).to_string(),
+                false => format!("%{byte:02x}"),
+            }),
+            Self::Utf16 => little(bytes),
+            Self::Utf16OfHex => little(hex::encode(bytes).as_bytes()),
+            Self::Utf16BigEndian => big(bytes),
+            Self::Utf16BigEndianOfHex => big(hex::encode(bytes).as_bytes()),
+            Self::Utf16OfBase64 => little(STANDARD_NO_PAD.encode(bytes).as_bytes()),
         }
     }
+}
+
+fn is_plain_in_url(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte)
 }
 
 /// One leak.
@@ -130,9 +182,15 @@ impl Search {
         } else {
             (value, &value[..0])
         };
-        for form in Form::ALL {
-            for piece in front.windows(PIECE).chain(back.windows(PIECE)) {
-                self.add(form.write(piece), number, form);
+        for piece in front.windows(PIECE).chain(back.windows(PIECE)) {
+            let mut written = Vec::with_capacity(Form::ALL.len());
+            for form in Form::ALL {
+                let bytes = form.write(piece);
+                // Of a text, many forms are the text itself.
+                if !written.contains(&bytes) {
+                    written.push(bytes.clone());
+                    self.add(bytes, number, form);
+                }
             }
         }
         for form in [Form::HexLower, Form::HexUpper, Form::RustEscape] {
@@ -159,6 +217,12 @@ impl Search {
             Form::RustEscape,
         ] {
             self.add(form.write(&address.octets()), number, form);
+        }
+        // As one number, in either order of its bytes.
+        for number_text in [u32::from(address), u32::from(address).swap_bytes()].map(|number| number.to_string()) {
+            if number_text.len() >= PIECE {
+                self.add(number_text.into_bytes(), number, Form::Raw);
+            }
         }
     }
 

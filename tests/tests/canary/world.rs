@@ -1,6 +1,7 @@
 //! The lab around one notifier, everything marked that went in, everything gathered that came out.
 
 use crate::PATIENCE;
+use crate::files;
 use crate::search::{Search, Sinks};
 use quietline_lab::http::HttpClient;
 use quietline_lab::lab::{Lab, LabSettings, Sent};
@@ -17,6 +18,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
+
+/// Whether rows, outbox entries and the kept node list are sealed: then their files are searched as they are. Before, rows stand in
+/// plain, and only what stands beside them is searched.
+const ROWS_ARE_SEALED: bool = false;
 
 /// Messages live as long as the clients' do.
 const FORTNIGHT: Duration = Duration::from_secs(14 * 24 * 3600);
@@ -47,6 +52,7 @@ impl World {
         settings.nodes_per_swarm = 3;
         settings.seeds = seeds;
         settings.ready_within = PATIENCE;
+        crate::crash::allow_core_dumps(folder);
         let lab = Lab::start(settings).await.unwrap();
         let pushes = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&pushes);
@@ -123,7 +129,7 @@ impl World {
 
     /// What a request adds to what its phone is marked with.
     pub fn mark_item(&mut self, name: &str, item: &Value) {
-        for field in ["signature", "subaccount_sig"] {
+        for field in ["signature", "subaccount_sig", "binding"] {
             if let Some(text) = item[field].as_str() {
                 self.values
                     .mark(format!("{field} of {name}, base64 text"), text.as_bytes());
@@ -303,6 +309,22 @@ impl World {
                 std::fs::read(task.path().join("comm")).unwrap_or_default(),
             );
         }
+        for file in files::nameless(process) {
+            self.sinks.add("files without a name", file);
+        }
+        if ROWS_ARE_SEALED {
+            self.gather_databases("while it runs");
+        }
+    }
+
+    /// The databases, their logs, shared memory and free pages, and the kept node list, byte by byte.
+    fn gather_databases(&mut self, when: &str) {
+        let data = self.lab.settings.folder.join("data");
+        for name in files::below(&data) {
+            // Its writer may take a log away at any time.
+            let bytes = std::fs::read(data.join(&name)).unwrap_or_default();
+            self.sinks.add(format!("raw {name} {when}"), bytes);
+        }
     }
 
     /// After the notifier ended: everything it left.
@@ -317,21 +339,20 @@ impl World {
         self.sinks.add("log", &log);
         self.gather_columns(&folder.join("data")).await;
         self.gather_pushes();
-        let mut left = Vec::new();
-        list_files(&folder, &folder, &mut left);
+        let left = files::below(&folder);
         let ours = |name: &str| {
             name.starts_with("keys/") || [".quietline-lab", "notifier.toml", "notifier.log"].contains(&name)
         };
-        // Rows stand in plain in the databases; their columns are searched instead.
-        let database = |name: &str| {
-            ["data/subscriptions.db", "data/outbox.db"]
+        let plain = |name: &str| {
+            let is_database = ["data/subscriptions.db", "data/outbox.db"]
                 .iter()
-                .any(|file| name.starts_with(file) && !name.ends_with(".lock"))
+                .any(|file| name.starts_with(file) && !name.ends_with(".lock"));
+            !ROWS_ARE_SEALED && (is_database || name == "data/nodes.json")
         };
         let mut names = String::new();
         for name in left.iter().filter(|name| !ours(name)) {
             let _ = writeln!(names, "{name}");
-            if !database(name) && *name != "data/nodes.json" && name != "oxend.sock" {
+            if !plain(name) && *name != "oxend.sock" {
                 self.sinks
                     .add(format!("file {name}"), std::fs::read(folder.join(name)).unwrap());
             }
@@ -343,16 +364,18 @@ impl World {
         );
         let leaks = self.sinks.leaks(&self.places);
         assert!(leaks.is_empty(), "{}", leaks.join("\n"));
-        let list = std::fs::read(folder.join("data/nodes.json")).unwrap();
-        let mut kept = Sinks::default();
-        kept.add("the kept node list", list);
-        for leak in kept.leaks(&self.values) {
-            assert!(leak.contains("\"key of node"), "{leak}");
+        if !ROWS_ARE_SEALED {
+            let list = std::fs::read(folder.join("data/nodes.json")).unwrap();
+            let mut kept = Sinks::default();
+            kept.add("the kept node list", list);
+            for leak in kept.leaks(&self.values) {
+                assert!(leak.contains("\"key of node"), "{leak}");
+            }
         }
         (self.sinks, self.values)
     }
 
-    /// Every column of every table, but for the rows themselves.
+    /// Every column of every table; the rows themselves only if they are sealed.
     async fn gather_columns(&mut self, folder: &Path) {
         for (file, columns_of_rows) in [
             ("subscriptions.db", vec!["lookup", "expires_day", "key_id", "row"]),
@@ -392,8 +415,11 @@ impl World {
                 .filter(|(of, _)| of == table)
                 .map(|(_, name)| name.as_str())
                 .collect();
-            assert_eq!(found, columns_of_rows, "a new column needs a look at what stands in it");
-            for (table, column) in columns.iter().filter(|(_, column)| column != "row") {
+            assert!(
+                ROWS_ARE_SEALED || found == columns_of_rows,
+                "a new column needs a look at what stands in it: {found:?}"
+            );
+            for (table, column) in columns.iter().filter(|(_, column)| ROWS_ARE_SEALED || column != "row") {
                 let query = format!("SELECT CAST(\"{column}\" AS BLOB) FROM \"{table}\"");
                 let rows = sqlx::query(sqlx::AssertSqlSafe(query))
                     .fetch_all(&mut database)
@@ -423,10 +449,14 @@ impl World {
                     self.sinks.add("providers", format!("{name}: {value}"));
                 }
             }
-            for path in ["/enc_payload", "/message/data/enc_payload", "/message/token"] {
+            for path in ["/enc_payload", "/message/data/enc_payload"] {
                 if let Some(value) = push.body.pointer_mut(path) {
-                    *value = Value::Null;
+                    let sealed = std::mem::take(value);
+                    self.sinks.add("payloads", base64_decode(sealed.as_str().unwrap()));
                 }
+            }
+            if let Some(token) = push.body.pointer_mut("/message/token") {
+                *token = Value::Null;
             }
             self.sinks.add("providers", push.body.to_string());
         }
@@ -445,14 +475,4 @@ fn base64_decode(text: &str) -> Vec<u8> {
     use base64::Engine;
     use base64::engine::general_purpose::STANDARD_NO_PAD;
     STANDARD_NO_PAD.decode(text.trim_end_matches('=')).unwrap()
-}
-
-fn list_files(root: &Path, folder: &Path, found: &mut Vec<String>) {
-    for entry in std::fs::read_dir(folder).unwrap().flatten() {
-        if entry.path().is_dir() {
-            list_files(root, &entry.path(), found);
-        } else {
-            found.push(entry.path().strip_prefix(root).unwrap().display().to_string());
-        }
-    }
 }
