@@ -20,6 +20,7 @@ use ed25519_dalek::{Signature, VerifyingKey};
 use hmac::Hmac;
 use sha1::Sha1;
 use sha2::Sha256;
+use x25519_dalek::{PublicKey, StaticSecret};
 
 /// Poly1305 and GCM tags are 16 bytes.
 pub const TAG: usize = 16;
@@ -42,13 +43,16 @@ pub fn ed25519_to_x25519(public: &[u8; 32]) -> Option<[u8; 32]> {
 
 /// The public half of an X25519 key.
 pub fn x25519_public(secret: &Secret<[u8; 32]>) -> [u8; 32] {
-    x25519_dalek::x25519(*secret.expose(), x25519_dalek::X25519_BASEPOINT_BYTES)
+    let secret = StaticSecret::from(*secret.expose());
+    PublicKey::from(&secret).to_bytes()
 }
 
 /// The shared secret; `None` if the other side's key has small order, which would make it the same for everybody.
 pub fn x25519_shared(secret: &Secret<[u8; 32]>, their_public: &[u8; 32]) -> Option<Secret<[u8; 32]>> {
-    let shared = x25519_dalek::x25519(*secret.expose(), *their_public);
-    (shared != [0; 32]).then(|| Secret::new(shared))
+    // Both wipe themselves.
+    let secret = StaticSecret::from(*secret.expose());
+    let shared = secret.diffie_hellman(&PublicKey::from(*their_public));
+    shared.was_contributory().then(|| Secret::new(*shared.as_bytes()))
 }
 
 /// Keyed BLAKE2b-256 over length-prefixed parts: no two lists of parts have the same input.
