@@ -20,7 +20,7 @@ use journal::{Done, Finished, Journal};
 use load::{Loaded, load};
 use notifier_core::account::Service;
 use notifier_core::lane::LaneSettings;
-use notifier_core::outbox::{self as core, Effect, EntryId, Outbox, Outcome, Push, PushId, Write};
+use notifier_core::outbox::{self as core, Effect, EntryId, Outbox, Outcome, Push, PushId, Target, Write};
 use notifier_core::seal::Sealed;
 use notifier_core::seeded::Seed;
 use serde::Deserialize;
@@ -95,7 +95,7 @@ impl OutboxFile {
             }
         }
 
-        let (accepts, accept_queue) = mpsc::channel(ACCEPTS);
+        let (orders, order_queue) = mpsc::channel(ACCEPTS);
         let (outcomes, outcome_queue) = mpsc::channel(OUTCOMES);
         let (credentials, credential_queue) = mpsc::channel(CREDENTIALS);
         let (stop, stopped) = oneshot::channel();
@@ -112,10 +112,10 @@ impl OutboxFile {
             marks_kept,
             stop_at: None,
         };
-        let task = tokio::spawn(driver.run(accept_queue, outcome_queue, credential_queue, stopped));
+        let task = tokio::spawn(driver.run(order_queue, outcome_queue, credential_queue, stopped));
         Ok(Running {
             handle: OutboxHandle {
-                accepts,
+                orders,
                 outcomes,
                 credentials,
             },
@@ -155,7 +155,8 @@ impl Running {
 /// How others reach the task.
 #[derive(Clone, Debug)]
 pub struct OutboxHandle {
-    accepts: mpsc::Sender<Accept>,
+    /// One queue, so that what is accepted later is never withdrawn.
+    orders: mpsc::Sender<Order>,
     /// Every push that went to a lane must come back here, once.
     pub outcomes: mpsc::Sender<(EntryId, Outcome)>,
     /// Services whose credential was exchanged: a stopped lane tries again at once.
@@ -173,7 +174,16 @@ impl OutboxHandle {
 
     /// As [`Self::accept`] for those who wait elsewhere; waits only for a place in the queue.
     pub async fn send(&self, accept: Accept) -> Result<(), OutboxError> {
-        self.accepts.send(accept).await.map_err(|_| OutboxError::Closed)
+        self.order(Order::Accept(accept)).await
+    }
+
+    /// Nobody subscribes these devices any more: what was accepted for them before is dropped.
+    pub async fn withdraw(&self, devices: Vec<Target>) -> Result<(), OutboxError> {
+        self.order(Order::Withdraw(devices)).await
+    }
+
+    async fn order(&self, order: Order) -> Result<(), OutboxError> {
+        self.orders.send(order).await.map_err(|_| OutboxError::Closed)
     }
 }
 
@@ -183,6 +193,11 @@ pub struct Accept {
     pub wakeups: Vec<Sealed>,
     pub marks: Vec<Mark>,
     pub done: Done,
+}
+
+enum Order {
+    Accept(Accept),
+    Withdraw(Vec<Target>),
 }
 
 struct Driver {
@@ -205,7 +220,7 @@ struct Driver {
 enum Event {
     Finished(Finished),
     Outcomes,
-    Accepts,
+    Orders,
     Loaded(Loaded),
     CredentialChanged(Service),
     EffectPlace(bool),
@@ -217,25 +232,25 @@ enum Event {
 impl Driver {
     async fn run(
         mut self,
-        mut accept_queue: mpsc::Receiver<Accept>,
+        mut order_queue: mpsc::Receiver<Order>,
         mut outcome_queue: mpsc::Receiver<(EntryId, Outcome)>,
         mut credential_queue: mpsc::Receiver<Service>,
         mut stopped: oneshot::Receiver<Instant>,
     ) {
-        let mut accepts = Vec::with_capacity(ACCEPTS_AT_ONCE);
+        let mut orders = Vec::with_capacity(ACCEPTS_AT_ONCE);
         let mut outcomes = Vec::with_capacity(OUTCOMES);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.pump();
-            if self.is_done(&accept_queue) {
+            if self.is_done(&order_queue) {
                 break;
             }
             let wake_at = self.wake_at();
             let event = tokio::select! {
                 finished = self.journal.finished() => Event::Finished(finished),
                 _ = outcome_queue.recv_many(&mut outcomes, OUTCOMES), if self.hears(&outcome_queue) => Event::Outcomes,
-                _ = accept_queue.recv_many(&mut accepts, ACCEPTS_AT_ONCE), if self.takes(&accept_queue) => Event::Accepts,
+                _ = order_queue.recv_many(&mut orders, ACCEPTS_AT_ONCE), if self.takes(&order_queue) => Event::Orders,
                 loaded = next_loaded(&mut self.loading) => Event::Loaded(loaded),
                 Some(service) = credential_queue.recv() => Event::CredentialChanged(service),
                 permit = self.effects_out.reserve(), if !self.effects.is_empty() => Event::EffectPlace(permit.is_ok()),
@@ -254,7 +269,10 @@ impl Driver {
                         self.machine.handle_outcome(id, outcome, now_ms, self.random.number());
                     }
                 }
-                Event::Accepts => accepts.drain(..).for_each(|accept| self.accept(accept, now_ms)),
+                Event::Orders => orders.drain(..).for_each(|order| match order {
+                    Order::Accept(accept) => self.accept(accept, now_ms),
+                    Order::Withdraw(devices) => self.machine.withdraw(&devices, now_ms),
+                }),
                 Event::Loaded(loaded) => loaded.into_iter().for_each(|(id, sealed)| match sealed {
                     Some(sealed) => self.machine.handle_loaded(id, sealed),
                     None => self.machine.handle_unreadable(id),
@@ -264,7 +282,7 @@ impl Driver {
                 Event::Stop(deadline) => {
                     // Without a deadline whoever ran this is gone.
                     self.stop_at = Some(deadline.unwrap_or_else(Instant::now));
-                    accept_queue.close();
+                    order_queue.close();
                 }
                 Event::Tick => self.tick(now_ms),
                 Event::Time => {}
@@ -359,11 +377,11 @@ impl Driver {
         self.effects.len() < EFFECTS && !(queue.is_closed() && queue.is_empty())
     }
 
-    fn takes(&self, queue: &mpsc::Receiver<Accept>) -> bool {
+    fn takes(&self, queue: &mpsc::Receiver<Order>) -> bool {
         self.journal.room() > 0 && !(queue.is_closed() && queue.is_empty())
     }
 
-    fn is_done(&mut self, queue: &mpsc::Receiver<Accept>) -> bool {
+    fn is_done(&mut self, queue: &mpsc::Receiver<Order>) -> bool {
         let Some(stop_at) = self.stop_at else { return false };
         let under_way = Service::ALL
             .into_iter()

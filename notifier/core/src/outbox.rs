@@ -12,12 +12,14 @@
 //! - Within a lane the more valuable class goes first, within a class the older entry.
 //! - Nothing is sent before it is on disk, nor at or after its deadline.
 //! - Of wakeups without a body one is as good as another: a newer one takes the place of one that waits for the same token.
+//! - What waits for a device that is subscribed no more is dropped.
 //! - Bodies beyond `memory` wait on disk and are asked for shortly before their turn.
 
 mod backlog;
 mod counters;
 mod entries;
 mod queue;
+mod withdrawn;
 
 pub use crate::lane::{LaneSettings, LaneState, Outcome, Refusal, RetryReason, Scope};
 pub use counters::{DropReason, LaneCounters};
@@ -31,6 +33,7 @@ use hashbrown::HashTable;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
+use withdrawn::Withdrawn;
 
 /// An entry's row number in the outbox file. Grows, never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -199,6 +202,7 @@ pub struct Outbox {
     /// Tokens that get too many, and the one entry of each that is kept.
     resting_tokens: HashMap<u64, queue::Resting, Seed>,
     token_ends: BTreeSet<(i64, u64)>,
+    withdrawn: Withdrawn,
     /// Of each token the one wakeup of [`Class::TooLong`] that waits: a newer one takes its place. By the tokens' hash.
     too_long: HashTable<entries::Place>,
     /// Whose turn it is among the lanes.
@@ -221,6 +225,7 @@ impl Outbox {
             retries: BTreeSet::new(),
             resting_tokens: HashMap::with_hasher(seed),
             token_ends: BTreeSet::new(),
+            withdrawn: Withdrawn::new(seed),
             too_long: HashTable::new(),
             turn: 0,
             writes: VecDeque::new(),

@@ -122,7 +122,7 @@ async fn shutting_down_waits_for_what_is_under_way_and_takes_nothing_new() {
     let push = outbox.pushes.recv().await.unwrap();
     let answering = async {
         // The task has heard of the stop when the queue is closed.
-        handle.accepts.closed().await;
+        handle.orders.closed().await;
         assert_eq!(
             handle.accept(vec![wakeup(2, 600)], vec![]).await,
             Err(OutboxError::Closed)
@@ -162,7 +162,7 @@ async fn shutting_down_sends_the_queue_first_and_does_not_wait_for_a_lane_that_i
 
     let handle = running.handle.clone();
     let delivered = async {
-        handle.accepts.closed().await;
+        handle.orders.closed().await;
         let mut delivered = 0;
         while let Some(push) = slow.recv().await {
             // Slower than the task: it finds nothing to do between two answers.
@@ -213,7 +213,7 @@ async fn on_a_full_disk_wakeups_wait_until_those_before_make_room() {
     let (wakeups, marks) = (vec![wakeup(0, 3_000)], vec![mark(0)]);
     handle.send(Accept { wakeups, marks, done }).await.unwrap();
     // Once the task has taken it, its commit is on its way, before any of those that make room.
-    while handle.accepts.capacity() < ACCEPTS {
+    while handle.orders.capacity() < ACCEPTS {
         tokio::task::yield_now().await;
     }
     for _ in 0..before {

@@ -30,10 +30,12 @@ pub enum DropReason {
     Unreadable,
     /// Its row could not be written.
     Unwritten,
+    /// Nobody subscribes the device any more.
+    Unsubscribed,
 }
 
 impl DropReason {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Deadline,
         Self::Collapsed,
         Self::Shed,
@@ -46,6 +48,7 @@ impl DropReason {
         Self::Unknown,
         Self::Unreadable,
         Self::Unwritten,
+        Self::Unsubscribed,
     ];
 
     pub const fn label(self) -> &'static str {
@@ -62,6 +65,7 @@ impl DropReason {
             Self::Unknown => "unknown",
             Self::Unreadable => "unreadable",
             Self::Unwritten => "unwritten",
+            Self::Unsubscribed => "unsubscribed",
         }
     }
 }

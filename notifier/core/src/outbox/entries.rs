@@ -185,6 +185,16 @@ impl Entries {
         self.by_id.find(hash(id), |place| self.at(*place).id == id).copied()
     }
 
+    /// A look at each entry.
+    pub fn places_where(&self, wanted: impl Fn(&Slot) -> bool) -> Vec<Place> {
+        let slots = self.segments.iter().flatten();
+        (0..)
+            .zip(slots)
+            .filter(|(_, slot)| slot.as_ref().is_some_and(&wanted))
+            .map(|(place, _)| place)
+            .collect()
+    }
+
     pub fn at(&self, place: Place) -> &Slot {
         slot_at(&self.segments, place)
     }

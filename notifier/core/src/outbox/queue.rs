@@ -12,7 +12,6 @@ use crate::account::Service;
 use crate::lane::{Flight, LONGEST_PAUSE, Outcome, RetryReason, Scope, Sign, Turn};
 use crate::seal::{Class, Sealed};
 use quietline_shared::backoff::Backoff;
-use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -191,8 +190,11 @@ impl Outbox {
         let Some(place) = self.find(id, Stage::Loading) else {
             return;
         };
-        self.take_out(place);
         let token = self.token_of(&sealed);
+        if self.withdrawn.concerns(token, id) {
+            return self.end(place, Some(DropReason::Unsubscribed));
+        }
+        self.take_out(place);
         let slot = self.entries.at_mut(place);
         let lane = &mut self.lanes[usize::from(slot.lane)];
         lane.bytes -= slot.size as usize;
@@ -284,6 +286,7 @@ impl Outbox {
 
     /// Drops what is too late and queues what is due. Bounded: [`next_deadline`](Self::next_deadline) is in the past if more is left.
     pub fn handle_timeout(&mut self, now_ms: i64) {
+        self.withdrawn.expire(now_ms);
         for place in self.entries.overdue(now_ms, TIMEOUT_STEPS) {
             match self.entries.at(place).stage {
                 Stage::InFlight => self.take_back(place, now_ms),
@@ -332,6 +335,11 @@ impl Outbox {
         let slot = self.entries.at(place);
         if slot.deadline_ms <= now_ms {
             self.end(place, Some(DropReason::Deadline));
+            return None;
+        }
+        // It was being written, or under way, when its device was withdrawn.
+        if self.withdrawn.concerns(slot.token, slot.id) {
+            self.end(place, Some(DropReason::Unsubscribed));
             return None;
         }
         if self
@@ -644,7 +652,7 @@ impl Outbox {
     }
 
     /// The entry is over: delivered, or dropped for a reason.
-    fn end(&mut self, place: Place, reason: Option<DropReason>) {
+    pub(super) fn end(&mut self, place: Place, reason: Option<DropReason>) {
         self.take_out(place);
         self.forget_too_long(place);
         self.release_body(place);
@@ -743,11 +751,6 @@ impl Outbox {
             self.enqueue(place, End::Front);
         }
         true
-    }
-
-    fn token_of(&self, sealed: &Sealed) -> u64 {
-        let identity = sealed.token.identity(sealed.service);
-        self.seed.hash_one((sealed.service, identity)).max(1)
     }
 }
 

@@ -3,6 +3,7 @@ use crate::seal::Priority;
 
 mod jitter;
 mod lives;
+mod withdrawn;
 
 const NOW: i64 = 1_800_000_000_000;
 const HOUR: i64 = 3_600_000;

@@ -23,6 +23,10 @@ enum Step {
     },
     Wait(i64),
     NewCredential(usize),
+    Withdraw {
+        service: usize,
+        token: u8,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -50,6 +54,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(which, outcome, random)| Step::Answer { which, outcome, random }),
         3 => prop_oneof![0..2000i64, 0..200_000i64].prop_map(Step::Wait),
         1 => (0..Service::COUNT).prop_map(Step::NewCredential),
+        1 => (0..Service::COUNT, 0..4u8).prop_map(|(service, token)| Step::Withdraw { service, token }),
     ];
     prop::collection::vec(step, 1..300)
 }
@@ -116,6 +121,8 @@ struct World {
     disk: std::collections::BTreeMap<EntryId, Arc<Sealed>>,
     under_way: Vec<EntryId>,
     accepted: u64,
+    /// By service and token: entries with an earlier id wake nobody.
+    withdrawn: HashMap<(Service, Vec<u8>), EntryId>,
 }
 
 impl World {
@@ -149,6 +156,13 @@ impl World {
             Step::Send => {
                 while let Some(push) = outbox.poll_send(self.now) {
                     prop_assert!(push.deadline_ms > self.now);
+                    let end = self
+                        .withdrawn
+                        .get(&(push.sealed.service, push.sealed.token.expose().to_vec()));
+                    prop_assert!(
+                        end.is_none_or(|end| push.id >= *end),
+                        "sent to a device that is withdrawn"
+                    );
                     prop_assert!(!self.unwritten.contains(&push.id) && !self.under_way.contains(&push.id));
                     self.under_way.push(push.id);
                 }
@@ -174,6 +188,15 @@ impl World {
             Step::Wait(pause) => {
                 self.now += pause;
                 outbox.handle_timeout(self.now);
+            }
+            Step::Withdraw { service, token } => {
+                let target = Target {
+                    service: Service::ALL[service],
+                    token: DeviceToken::new([token]),
+                };
+                outbox.withdraw(std::slice::from_ref(&target), self.now);
+                let place = (target.service, vec![token]);
+                self.withdrawn.insert(place, EntryId(outbox.next_id));
             }
             Step::NewCredential(service) => outbox.handle_credential_changed(Service::ALL[service], self.now),
         }
