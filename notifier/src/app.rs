@@ -19,7 +19,7 @@ use crate::store::{StoreError, SubscriptionStore};
 use crate::watcher;
 use bytes::Bytes;
 use desk::{Desk, Records};
-use notifier_core::account::{AccountId, Service};
+use notifier_core::account::Service;
 use notifier_core::fanout::Mark;
 use notifier_core::omq::Identity;
 use notifier_core::outbox::{Effect, EntryId, Outcome, Push, Target};
@@ -180,7 +180,7 @@ pub async fn run(settings: Settings, settings_file: &Path) -> Result<(), StartEr
     let (incoming, incoming_inbox) = mpsc::channel(INCOMING);
     let (dead, dead_inbox) = mpsc::channel(EFFECTS);
     let (told, told_inbox) = mpsc::channel(COMMANDS * 4);
-    let watcher = watcher::spawn(watcher::Parts {
+    let (watcher, stream) = watcher::spawn(watcher::Parts {
         watch: settings.watcher.watch(),
         link: settings.watcher.link(),
         identity: Arc::new(Identity::new(settings.link_key)),
@@ -258,7 +258,7 @@ pub async fn run(settings: Settings, settings_file: &Path) -> Result<(), StartEr
         stop.clone().stopped(),
     ));
 
-    let load = tokio::spawn(load(Arc::clone(&store), commands, watcher.stream.clone()));
+    let load = tokio::spawn(load(Arc::clone(&store), commands, stream));
     let mut ready = tokio::spawn(become_ready(load, store_ready, watch_ready, watcher.coverage.clone()));
 
     // Without its subscriptions, or one of its tasks, a notifier that seems to run wakes nobody, so it ends.
@@ -377,7 +377,7 @@ async fn listen(place: &'static str, address: std::net::SocketAddr) -> Result<Tc
 async fn load(
     store: Arc<dyn SubscriptionStore>,
     relay: mpsc::Sender<Command>,
-    watch: mpsc::Sender<(AccountId, Bytes)>,
+    watch: watcher::Stream,
 ) -> Result<u64, StoreError> {
     let mut rows = store.scan();
     let mut count = 0;

@@ -78,7 +78,10 @@ fn run(path: &Path, errors: &mut dyn Write) -> io::Result<Exit> {
         }
         Err(faults) => return command::report_faults(&faults, errors),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .on_thread_park(hygiene::wipe_stack)
+        .build()?;
     match runtime.block_on(app::run(settings, path)) {
         Ok(()) => Ok(Exit::Done),
         Err(fault) => {

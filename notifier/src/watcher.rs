@@ -32,9 +32,12 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 /// What the app tells the watcher.
 pub enum Command {
     /// A new account, or one with a new record. Without `record` it is read from the source.
-    AccountChanged { account: AccountId, record: Option<Bytes> },
+    AccountChanged {
+        account: Box<AccountId>,
+        record: Option<Bytes>,
+    },
     /// Its last device is gone.
-    AccountRemoved { account: AccountId },
+    AccountRemoved { account: Box<AccountId> },
 }
 
 impl std::fmt::Debug for Command {
@@ -93,9 +96,6 @@ pub struct Parts<S> {
 /// The running watcher. It stops, and hangs up, when this is dropped.
 pub struct Watcher {
     pub commands: mpsc::Sender<Command>,
-    /// For the start: accounts with their record, streamed. It is not read while too much waits for links, and not before
-    /// there is a node list, so the stream waits by itself.
-    pub stream: mpsc::Sender<(AccountId, Bytes)>,
     /// The newest ring; empty until there is a node list.
     pub ring: watch::Receiver<Arc<SwarmRing>>,
     /// Renewed every second.
@@ -103,7 +103,11 @@ pub struct Watcher {
     _tasks: JoinSet<()>,
 }
 
-pub fn spawn<S: RecordSource>(parts: Parts<S>) -> Watcher {
+/// For the start: accounts with their record, streamed. It is not read while too much waits for links, and not before there is a node
+/// list, so the stream waits by itself. It must end: until then the watcher remembers who was removed.
+pub type Stream = mpsc::Sender<(AccountId, Bytes)>;
+
+pub fn spawn<S: RecordSource>(parts: Parts<S>) -> (Watcher, Stream) {
     let (commands, command_inbox) = mpsc::channel(4096);
     let (stream, stream_inbox) = mpsc::channel(4096);
     let (publish_ring, ring) = watch::channel(Arc::default());
@@ -154,13 +158,13 @@ pub fn spawn<S: RecordSource>(parts: Parts<S>) -> Watcher {
     // Not among the tasks that end with the watcher: what links gave before they were hung up still goes on.
     tokio::spawn(forward(notify_inbox, routes, parts.incoming));
     tasks.spawn(driver.run(nodes, inboxes));
-    Watcher {
+    let watcher = Watcher {
         commands,
-        stream,
         ring,
         coverage,
         _tasks: tasks,
-    }
+    };
+    (watcher, stream)
 }
 
 /// Gives each notification its sender's name. One hop for all links, so that the app needs no map of them.
@@ -257,6 +261,8 @@ impl<S: RecordSource> Driver<S> {
                     streaming = count > 0;
                     if !streaming {
                         self.removed_while_streaming = None;
+                        // Accounts that passed through stay in both until others do, and none will.
+                        (stream, inboxes.stream) = (Vec::new(), mpsc::channel(1).1);
                     }
                     let now = Instant::now();
                     for (account, record) in stream.drain(..) {
@@ -308,11 +314,11 @@ impl<S: RecordSource> Driver<S> {
                 if let Some(removed) = &mut self.removed_while_streaming {
                     removed.remove(&account);
                 }
-                self.watch.handle_account_changed(account, record, now);
+                self.watch.handle_account_changed(*account, record, now);
             }
             Command::AccountRemoved { account } => {
                 if let Some(removed) = &mut self.removed_while_streaming {
-                    removed.insert(account);
+                    removed.insert(*account);
                 }
                 self.watch.handle_account_removed(&account);
             }

@@ -32,6 +32,7 @@ use crate::plane::{Clock, Loss, Parts, Plane, token};
 use crate::sockets::{Buffers, listen_udp};
 use crate::streams::{StreamCounters, StreamSettings, Streams};
 use crate::sys::{self, Epoll, Events, Interest, Ticker, Waker};
+use quietline_shared::service::hygiene;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -384,6 +385,8 @@ fn obey(inbox: &mpsc::Receiver<Order>, plane: &mut Plane, streams: &mut Streams)
                 streams.drain();
             }
             Order::Report(answers) => {
+                // Once a second.
+                hygiene::wipe_stack();
                 // Who asked may have stopped waiting.
                 let _ = answers.try_send(Report {
                     counters: plane.counters(),

@@ -130,7 +130,7 @@ impl Desk {
         };
         if watch_now {
             let change = watcher::Command::AccountChanged {
-                account: device.account,
+                account: Box::new(device.account),
                 record: Some(Bytes::from(record)),
             };
             self.watcher.send(change).await.map_err(|_| Unavailable)?;
@@ -188,7 +188,7 @@ impl Desk {
         if self
             .relay
             .send(Command::Remove {
-                device: device.clone(),
+                device: Box::new(device.clone()),
                 done,
             })
             .await
@@ -198,7 +198,7 @@ impl Desk {
         }
         if removed.await == Ok(Removed::LastDevice) {
             let gone = watcher::Command::AccountRemoved {
-                account: device.account,
+                account: Box::new(device.account),
             };
             // The watcher is gone only when everything ends.
             let _ = self.watcher.send(gone).await;
@@ -210,6 +210,7 @@ impl Desk {
         let _turn = self.turn(&account).await;
         if self.devices_of(account).await.is_some_and(|devices| devices.is_empty()) {
             // The watcher is gone only when everything ends.
+            let account = Box::new(account);
             let _ = self.watcher.send(watcher::Command::AccountRemoved { account }).await;
         }
     }
@@ -221,7 +222,7 @@ impl Desk {
         loop {
             tokio::select! {
                 told = told.recv() => match told {
-                    Some(Told::AccountGone(account)) => self.account_gone(account).await,
+                    Some(Told::AccountGone(account)) => self.account_gone(*account).await,
                     Some(Told::Dead { device, provider_time_ms }) => self.remove_dead(&device, provider_time_ms).await,
                     None => return,
                 },

@@ -6,6 +6,8 @@
 //! The order for one message: bounded parsing, the sender's rate, its swarm, was it seen, does it prove itself, whom does it concern,
 //! seal, outbox. The mark is pending until the outbox has committed it.
 
+mod released;
+
 use crate::outbox::{Accept, OutboxError, OutboxHandle};
 use crate::watcher::Incoming;
 use bytes::Bytes;
@@ -20,6 +22,7 @@ use notifier_core::seeded::{RateLimit, Seed};
 use notifier_core::subscription::{DeviceId, Subscription};
 use notifier_core::swarm::{NodeKey, SwarmRing};
 use quietline_shared::redact::Secret;
+use released::Released;
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -39,6 +42,9 @@ const TICK: Duration = Duration::from_millis(250);
 /// Places of the index looked at for expired or dead devices each tick.
 const SWEEP: usize = 4_096;
 
+/// Places of the index searched each tick for tokens that lost a subscription: a million devices in 8 s.
+const SEARCH: usize = 32_768;
+
 /// Dead tokens looked for in one round through the index; more wait for the next.
 const MOST_DEAD: usize = 65_536;
 
@@ -52,7 +58,8 @@ pub struct RelaySettings {
     pub devices: Arc<AtomicUsize>,
 }
 
-/// What others may ask of the relay.
+/// What others may ask of the relay. What is private is in a box, which is overwritten when it ends; a place in a channel's queue keeps what
+/// passed through it until something else does.
 pub enum Command {
     /// A stored subscription.
     Put {
@@ -68,7 +75,7 @@ pub enum Command {
     LoadEnded,
     /// A device that is stored no more.
     Remove {
-        device: DeviceId,
+        device: Box<DeviceId>,
         done: oneshot::Sender<Removed>,
     },
     /// The devices of accounts, for their renewal.
@@ -81,10 +88,10 @@ pub enum Command {
 /// What the relay tells.
 pub enum Told {
     /// The last device of an account expired.
-    AccountGone(AccountId),
+    AccountGone(Box<AccountId>),
     /// A device whose token its provider calls dead, since this time (Unix ms) where it said so.
     Dead {
-        device: DeviceId,
+        device: Box<DeviceId>,
         provider_time_ms: Option<i64>,
     },
 }
@@ -99,6 +106,7 @@ pub struct Relay {
     ring: watch::Receiver<Arc<SwarmRing>>,
     random: Random,
     dead: DeadTokens,
+    released: Released,
     /// Devices that were removed while the store is being read. `None` = it has been.
     removed_while_loading: Option<HashSet<DeviceId>>,
     counters: Counters,
@@ -159,6 +167,7 @@ impl Relay {
             ring,
             random,
             dead: DeadTokens::default(),
+            released: Released::default(),
             removed_while_loading: Some(HashSet::new()),
             counters: Counters::new(),
             settings,
@@ -176,7 +185,14 @@ impl Relay {
         while incoming_open || !commits.is_empty() {
             tokio::select! {
                 biased;
-                _ = tick.tick() => self.sweep(&ends.told),
+                _ = tick.tick() => {
+                    self.sweep(&ends.told);
+                    let withdrawn = self.withdrawn();
+                    if !withdrawn.is_empty() {
+                        // The outbox is gone only when everything ends.
+                        let _ = ends.outbox.withdraw(withdrawn).await;
+                    }
+                }
                 Some((count, marks, result)) = commits.next() => {
                     let _: usize = count;
                     under_way -= count;
@@ -311,6 +327,8 @@ impl Relay {
                 if let Some(removed) = &mut self.removed_while_loading {
                     removed.remove(&subscription.device);
                 }
+                let device = &subscription.device;
+                self.released.keep(device.service, &device.token);
                 let _ = done.send(self.index.upsert(&subscription));
             }
             Command::Load { subscriptions, done } => {
@@ -330,8 +348,9 @@ impl Relay {
             Command::Remove { device, done } => {
                 let found = self.index.remove(&device);
                 if let Some(removed) = &mut self.removed_while_loading {
-                    removed.insert(device);
+                    removed.insert((*device).clone());
                 }
+                self.released.add(*device);
                 let _ = done.send(found);
             }
             Command::Devices { accounts, done } => {
@@ -341,6 +360,14 @@ impl Relay {
                     .collect();
                 drop(done.send(devices));
             }
+        }
+    }
+
+    /// Devices that nobody subscribes any more. While the store is being read nobody knows.
+    fn withdrawn(&mut self) -> Vec<Target> {
+        match self.removed_while_loading {
+            Some(_) => Vec::new(),
+            None => self.released.search(&self.index, SEARCH),
         }
     }
 
@@ -357,12 +384,12 @@ impl Relay {
         if room >= 2 * SWEEP {
             for (account, removed) in self.index.expire(now_ms / 1000, SWEEP) {
                 if removed == Removed::LastDevice {
-                    drop(told.try_send(Told::AccountGone(account)));
+                    drop(told.try_send(Told::AccountGone(Box::new(account))));
                 }
             }
             for (device, provider_time_ms) in self.dead.find(&self.index, SWEEP) {
                 drop(told.try_send(Told::Dead {
-                    device,
+                    device: Box::new(device),
                     provider_time_ms,
                 }));
             }
@@ -536,7 +563,7 @@ mod tests {
         let mut relay = relay();
         let (done, _removed) = oneshot::channel();
         relay.obey(Command::Remove {
-            device: subscription().device,
+            device: Box::new(subscription().device),
             done,
         });
         assert_eq!(load(&mut relay), 0);
@@ -548,7 +575,7 @@ mod tests {
         let mut relay = relay();
         let (done, _removed) = oneshot::channel();
         relay.obey(Command::Remove {
-            device: subscription().device,
+            device: Box::new(subscription().device),
             done,
         });
         let (done, _upserted) = oneshot::channel();

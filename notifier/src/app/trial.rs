@@ -26,7 +26,7 @@ pub struct Trials {
     senders: HashMap<Service, Sender>,
     padding: Padding,
     timeout: Duration,
-    checks: Option<mpsc::Sender<DeviceId>>,
+    checks: Option<mpsc::Sender<Box<DeviceId>>>,
 }
 
 impl Trials {
@@ -51,7 +51,7 @@ impl Trials {
     }
 
     /// Endpoints to be asked about arrive at the other end.
-    pub fn take_checks(&mut self) -> mpsc::Receiver<DeviceId> {
+    pub fn take_checks(&mut self) -> mpsc::Receiver<Box<DeviceId>> {
         let (checks, inbox) = mpsc::channel(CHECKS_WAITING);
         self.checks = Some(checks);
         inbox
@@ -60,7 +60,7 @@ impl Trials {
     /// A fresh endpoint. If too many come at once, its first wakeup finds out.
     pub fn check(&self, device: &DeviceId) {
         if let Some(checks) = self.checks.as_ref().filter(|_| device.service == Service::Webpush)
-            && checks.try_send(device.clone()).is_err()
+            && checks.try_send(Box::new(device.clone())).is_err()
         {
             metrics::counter!("dispatch_checks_skipped_total", "service" => "webpush").increment(1);
         }
@@ -105,7 +105,7 @@ fn push(account: AccountId, device: DeviceView<'_>, padding: Padding) -> Option<
 /// Asks about each endpoint, some at once and so many a second, and forgets those that are dead.
 pub async fn check_endpoints(
     way: Arc<Webpush>,
-    mut inbox: mpsc::Receiver<DeviceId>,
+    mut inbox: mpsc::Receiver<Box<DeviceId>>,
     desk: Arc<Desk>,
     timeout: Duration,
 ) {

@@ -34,6 +34,7 @@ impl RecordSource for Everybody {
 
 struct Setup {
     watcher: Watcher,
+    stream: Stream,
     incoming: mpsc::Receiver<Incoming>,
     nodes: Vec<FakeNode>,
     oxend: FakeOxend,
@@ -56,7 +57,7 @@ async fn setup(nodes: usize) -> Setup {
     let path = folder.path().join("oxend");
     let oxend = FakeOxend::start(&path, list(&nodes));
     let (sender, incoming) = mpsc::channel(16);
-    let watcher = spawn(Parts {
+    let (watcher, stream) = spawn(Parts {
         watch: WatchSettings::default(),
         link: LinkSettings::default(),
         identity: Arc::new(Identity::new(Secret::new([9; 32]))),
@@ -70,6 +71,7 @@ async fn setup(nodes: usize) -> Setup {
     });
     Setup {
         watcher,
+        stream,
         incoming,
         nodes,
         oxend,
@@ -80,8 +82,7 @@ async fn setup(nodes: usize) -> Setup {
 impl Setup {
     async fn stream(&self, numbers: std::ops::Range<u8>) {
         for number in numbers {
-            self.watcher
-                .stream
+            self.stream
                 .send((account(number), record(&account(number))))
                 .await
                 .unwrap();
@@ -121,10 +122,12 @@ fn complaints_about_the_wrong_swarm_are_heard_once_a_minute() {
 fn commands_and_what_links_say_print_nothing_private() {
     let commands = [
         Command::AccountChanged {
-            account: account(213),
+            account: Box::new(account(213)),
             record: Some(Bytes::from("canary")),
         },
-        Command::AccountRemoved { account: account(213) },
+        Command::AccountRemoved {
+            account: Box::new(account(213)),
+        },
     ];
     let said = [
         FromLink::Up,
@@ -179,7 +182,7 @@ async fn a_new_account_reaches_the_nodes_with_and_without_its_record() {
     setup.stream(0..3).await;
     setup.covered(3, 3).await;
     let changed = Command::AccountChanged {
-        account: account(50),
+        account: Box::new(account(50)),
         record: Some(record(&account(50))),
     };
     setup.watcher.commands.send(changed).await.unwrap();
@@ -187,7 +190,7 @@ async fn a_new_account_reaches_the_nodes_with_and_without_its_record() {
         .watcher
         .commands
         .send(Command::AccountChanged {
-            account: account(51),
+            account: Box::new(account(51)),
             record: None,
         })
         .await
@@ -198,7 +201,9 @@ async fn a_new_account_reaches_the_nodes_with_and_without_its_record() {
     setup
         .watcher
         .commands
-        .send(Command::AccountRemoved { account: account(51) })
+        .send(Command::AccountRemoved {
+            account: Box::new(account(51)),
+        })
         .await
         .unwrap();
     setup.covered(4, 3).await;

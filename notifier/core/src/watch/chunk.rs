@@ -155,8 +155,11 @@ impl Chunks {
         chunk.accounts.insert(place, account);
         self.accounts += 1;
         if chunk.accounts.len() > most {
-            let upper = chunk.accounts.split_off(chunk.accounts.len() / 2);
-            chunk.accounts.shrink_to(most / 2 + most / 4);
+            // Both halves are written anew: `split_off` would leave the upper one behind the end of the lower.
+            let whole = std::mem::replace(&mut chunk.accounts, Vec::with_capacity(most / 2 + most / 4));
+            let (lower, upper) = whole.split_at(whole.len() / 2);
+            chunk.accounts.extend_from_slice(lower);
+            let upper = upper.to_vec();
             // Chunks that were one must not stay one in time, or all of a swarm would be renewed at once.
             let renewal = draw(chunk.renewal.since);
             let mut leases = chunk.leases.clone();
@@ -193,7 +196,7 @@ impl Chunks {
         let Ok(place) = chunk.accounts.binary_search(account) else {
             return false;
         };
-        chunk.accounts.remove(place);
+        take_without_trace(&mut chunk.accounts, place);
         self.accounts -= 1;
         if chunk.accounts.is_empty() {
             self.list.remove(index);
@@ -226,7 +229,12 @@ impl Chunks {
     pub fn extract(&mut self, leaves: impl Fn(&AccountId) -> bool) -> Vec<AccountId> {
         let mut gone = Vec::new();
         for chunk in &mut self.list {
-            gone.extend(chunk.accounts.extract_if(.., |account| leaves(account)));
+            if chunk.accounts.iter().any(&leaves) {
+                let (leave, stay): (Vec<_>, Vec<_>) =
+                    std::mem::take(&mut chunk.accounts).into_iter().partition(&leaves);
+                chunk.accounts = stay;
+                gone.extend(leave);
+            }
         }
         self.list.retain(|chunk| !chunk.accounts.is_empty());
         self.accounts -= gone.len();
@@ -249,6 +257,19 @@ impl Chunks {
             .partition_point(|chunk| chunk.accounts.first().is_some_and(|first| first <= account));
         Some(after.saturating_sub(1))
     }
+}
+
+/// As `Vec::remove`, which would leave the last account behind the end of the list as well, for as long as the list lives.
+fn take_without_trace(accounts: &mut Vec<AccountId>, place: usize) {
+    if let Some(from_there) = accounts.get_mut(place..) {
+        from_there.rotate_left(1.min(from_there.len()));
+    }
+    if let Some(last) = accounts.last_mut() {
+        *last = AccountId::new([0; 33]);
+        // It is never read again, and must be written all the same.
+        std::hint::black_box(last);
+    }
+    accounts.pop();
 }
 
 #[cfg(test)]
