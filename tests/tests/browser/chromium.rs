@@ -3,11 +3,10 @@
 //! In: a network, a folder for its profile, the keys it shall trust; expressions for its page. Out: what they evaluate to. Never: reaches
 //! beyond that network, or lives longer than its owner.
 
+use crate::headless::{Headless, evaluate, trusting};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use chromiumoxide::cdp::js_protocol::runtime::EvaluateParams;
-use chromiumoxide::{Browser, BrowserConfig, Page};
-use futures_util::StreamExt;
+use chromiumoxide::{Browser, Page};
 use quietline_lab::turn::net::Network;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -18,7 +17,6 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// Longest time one expression may take.
 const PATIENCE: Duration = Duration::from_secs(900);
-const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
 /// A value, or what went wrong.
 type Answer = Result<Value, String>;
@@ -37,17 +35,17 @@ impl Chromium {
         let (asks, asked) = unbounded_channel();
         let (tell, told) = mpsc::channel();
         let network = Arc::clone(network);
-        let config = config(folder, trusted);
+        let (profile, switches) = (folder.join("chromium"), switches(trusted));
         let thread = std::thread::spawn(move || {
             network.run(|| {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 runtime
                     .expect("a runtime can be made")
-                    .block_on(serve(config, tell, asked));
+                    .block_on(serve(profile, switches, tell, asked));
             });
         });
         let started: Result<(), String> = told.recv().unwrap_or_else(|_| Err("it ended at once".to_owned()));
-        started.unwrap_or_else(|fault| panic!("chromium does not start ({fault}); .ci/setup installs it"));
+        started.unwrap_or_else(|fault| panic!("{fault}"));
         Self {
             asks: Some(asks),
             thread: Some(thread),
@@ -89,26 +87,14 @@ impl Drop for Chromium {
     }
 }
 
-fn config(folder: &Path, trusted: &[PathBuf]) -> BrowserConfig {
+fn switches(trusted: &[PathBuf]) -> Vec<String> {
     let keys: Vec<String> = trusted.iter().map(|file| key_hash(file)).collect();
-    let config = BrowserConfig::builder()
-        .chrome_executable("/usr/bin/chromium")
-        .new_headless_mode()
-        // Tests run as root, which the sandbox refuses.
-        .no_sandbox()
-        .user_data_dir(folder.join("chromium"))
-        .launch_timeout(Duration::from_secs(60))
-        .request_timeout(PATIENCE)
-        .args([
-            "disable-gpu".to_owned(),
-            "disable-dev-shm-usage".to_owned(),
-            "use-fake-device-for-media-stream".to_owned(),
-            "use-fake-ui-for-media-stream".to_owned(),
-            "autoplay-policy=no-user-gesture-required".to_owned(),
-            format!("ignore-certificate-errors-spki-list={}", keys.join(",")),
-        ])
-        .build();
-    config.unwrap_or_else(|fault| panic!("chromium: {fault}; .ci/setup installs it"))
+    vec![
+        "use-fake-device-for-media-stream".to_owned(),
+        "use-fake-ui-for-media-stream".to_owned(),
+        "autoplay-policy=no-user-gesture-required".to_owned(),
+        trusting(&keys),
+    ]
 }
 
 /// The hash by which Chromium knows the key of a certificate.
@@ -126,27 +112,26 @@ fn key_hash(certificate: &Path) -> String {
 
 /// Until its owner is gone.
 async fn serve(
-    config: BrowserConfig,
+    profile: PathBuf,
+    switches: Vec<String>,
     tell: mpsc::Sender<Result<(), String>>,
     mut asked: UnboundedReceiver<(String, mpsc::Sender<Answer>)>,
 ) {
-    let (mut browser, mut events) = match Browser::launch(config).await {
-        Ok(launched) => launched,
+    let headless = match Headless::start(&profile, PATIENCE, &switches).await {
+        Ok(headless) => headless,
         Err(fault) => {
-            let _ = tell.send(Err(fault.to_string()));
+            let _ = tell.send(Err(fault));
             return;
         }
     };
-    // Answers come through the stream of events; what of them it does not understand is none of ours.
-    let pump = tokio::spawn(async move { while events.next().await.is_some() {} });
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("browser/calls.html");
-    match open(&browser, &page).await {
+    match open(&headless.browser, &page).await {
         Ok(page) => {
             let _ = tell.send(Ok(()));
             while let Some((expression, answer)) = asked.recv().await {
                 let page = page.clone();
                 tokio::spawn(async move {
-                    let _ = answer.send(evaluate(&page, expression).await);
+                    let _ = answer.send(evaluate(&page, &expression).await);
                 });
             }
         }
@@ -154,13 +139,7 @@ async fn serve(
             let _ = tell.send(Err(fault));
         }
     }
-    let _ = tokio::time::timeout(CLOSE_WITHIN, async {
-        let _ = browser.close().await;
-        browser.wait().await
-    })
-    .await;
-    let _ = browser.kill().await;
-    pump.abort();
+    headless.end().await;
 }
 
 async fn open(browser: &Browser, file: &Path) -> Result<Page, String> {
@@ -168,16 +147,4 @@ async fn open(browser: &Browser, file: &Path) -> Result<Page, String> {
     let page = page.map_err(|fault| fault.to_string())?;
     page.wait_for_navigation().await.map_err(|fault| fault.to_string())?;
     Ok(page)
-}
-
-async fn evaluate(page: &Page, expression: String) -> Answer {
-    let wish = EvaluateParams::builder()
-        .expression(expression)
-        .await_promise(true)
-        .return_by_value(true)
-        .build()?;
-    let evaluated = page.evaluate_expression(wish).await;
-    let value = evaluated.map_err(|fault| fault.to_string())?;
-    // What has no JSON, such as `undefined`, is null.
-    Ok(value.value().cloned().unwrap_or(Value::Null))
 }

@@ -6,6 +6,8 @@
 
 mod calls;
 mod chromium;
+#[path = "../../browser/headless.rs"]
+mod headless;
 mod ring;
 
 use calls::{A_WORD, End, Heard, Report, Way};

@@ -3,11 +3,9 @@
 //! In: a network, switches of the browser's, an address. Out: what the page's own script says, once it has come to its end. Never: a wait
 //! without a deadline.
 
-use chromiumoxide::browser::{Browser, BrowserConfig};
+use crate::headless::{Headless, evaluate, trusting};
 use chromiumoxide::cdp::browser_protocol::emulation::SetDeviceMetricsOverrideParams;
-use chromiumoxide::cdp::js_protocol::runtime::EvaluateParams;
-use chromiumoxide::page::Page;
-use futures_util::StreamExt;
+use chromiumoxide::{Browser, Page};
 use quietline_lab::turn::net::Network;
 use serde_json::Value;
 use std::time::Duration;
@@ -33,45 +31,23 @@ impl Visit<'_> {
 
     async fn asked(&self, script: &str) -> Value {
         let profile = tempdir().unwrap();
-        let mut config = BrowserConfig::builder()
-            .chrome_executable("/usr/bin/chromium")
-            .new_headless_mode()
-            .no_sandbox()
-            .user_data_dir(profile.path())
-            .launch_timeout(PATIENCE)
-            .request_timeout(PATIENCE)
-            .viewport(None)
-            .arg("disable-gpu");
-        if let Some(trusted) = self.trusted {
-            config = config.arg(("ignore-certificate-errors-spki-list", trusted));
-        }
-        let (mut browser, mut events) = Browser::launch(config.build().unwrap())
-            .await
-            .expect("chromium starts; .ci/setup installs it");
-        let events = tokio::spawn(async move { while events.next().await.is_some() {} });
-        let value = self.visit(&browser, script).await;
-        browser.close().await.unwrap();
-        browser.wait().await.unwrap();
-        events.abort();
+        let switches: Vec<String> = self.trusted.iter().map(|key| trusting(&[(*key).to_owned()])).collect();
+        let headless = Headless::start(profile.path(), PATIENCE, &switches).await.unwrap();
+        let page = self.visit(&headless.browser).await.unwrap();
+        let value = evaluate(&page, script).await;
+        headless.end().await;
         value.unwrap()
     }
 
-    async fn visit(&self, browser: &Browser, script: &str) -> chromiumoxide::Result<Value> {
-        let page: Page = browser.new_page("about:blank").await?;
+    async fn visit(&self, browser: &Browser) -> chromiumoxide::Result<Page> {
+        let page = browser.new_page("about:blank").await?;
         page.execute(SetDeviceMetricsOverrideParams::new(390, 844, 2.0, true))
             .await?;
         if let Some(before) = self.before {
             page.evaluate_on_new_document(before).await?;
         }
         page.goto(self.url).await?;
-        let asked = EvaluateParams::builder()
-            .expression(script)
-            .await_promise(true)
-            .return_by_value(true)
-            .build()
-            .unwrap();
-        let result = page.evaluate_expression(asked).await?;
-        Ok(result.value().cloned().unwrap_or_default())
+        Ok(page)
     }
 }
 

@@ -3,5 +3,7 @@
 
 mod browser;
 mod check;
+#[path = "../../browser/headless.rs"]
+mod headless;
 mod page;
 mod scene;
