@@ -6,7 +6,7 @@ use quietline_lab::http::HttpClient;
 use quietline_lab::lab::{Lab, LabSettings};
 use quietline_lab::notifier::Notifier;
 use quietline_lab::phone::PushService;
-use quietline_lab::trial::{DAY, PATIENCE, enrolled, receive};
+use quietline_lab::trial::{DAY, PATIENCE, enrolled, receive, until_figure};
 use quietline_lab::turn::relay::Relay;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -27,6 +27,9 @@ async fn a_notifier_says_what_it_holds_and_nothing_of_whom() {
         receive(&lab, &phone).await;
         phones.push(phone);
     }
+
+    // The gauge follows within a second.
+    until_figure(&lab, "fanout_devices", "", |devices| devices == phones.len() as f64).await;
 
     let audit = audit_of(&lab);
     assert_eq!(audit["running"], true);

@@ -5,9 +5,7 @@
 use crate::settings::{self, Settings};
 use quietline_shared::service::audit::live::Live;
 use quietline_shared::service::audit::process::Process;
-use quietline_shared::service::audit::{
-    Adversary, Audit, Fact, Group, Holding, KeyState, Place, Protection, Scale, Who, files,
-};
+use quietline_shared::service::audit::{Adversary, Audit, Fact, Holding, Scale, Who, files, sentences};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -93,55 +91,14 @@ fn in_memory(live: &Live) -> Vec<Holding> {
         ),
     ]
     .into_iter()
-    .map(|(what, of, metric, kept)| Holding {
-        what,
-        of,
-        place: Place::Memory,
-        file: None,
-        groups: vec![Group {
-            protection: Protection::Memory,
-            count: live.sum(metric),
-        }],
-        kept: kept.to_owned(),
-    })
+    .map(|(what, of, metric, kept)| sentences::in_memory(what, of, live.sum(metric), kept))
     .collect()
 }
 
 const ALLOCATIONS: &str = "Live allocations";
 
 fn facts(view: &View, audit: &Audit, process: Option<&Process>) -> Vec<Fact> {
-    let mut facts = process.map(Process::facts).unwrap_or_else(|| {
-        vec![Fact {
-            what: "the process",
-            good: None,
-            says: "none runs that answers: nothing can be said about its memory".to_owned(),
-        }]
-    });
-    let open = audit.keys.iter().any(|key| key.state == KeyState::OpenToOthers);
-    let unseen = |state| matches!(state, KeyState::Missing | KeyState::Unreadable);
-    let unseen = audit.keys.iter().any(|key| unseen(key.state));
-    facts.push(Fact {
-        what: "key files",
-        good: (open || !unseen).then_some(!open),
-        says: match (open, unseen) {
-            (true, _) => "one can be read by other users of the machine",
-            (false, true) => "one cannot be looked at",
-            (false, false) => "no other user of the machine reads them",
-        }
-        .to_owned(),
-    });
-    let at_once = view.metrics_period.is_zero();
-    facts.push(Fact {
-        what: "metrics",
-        good: Some(!at_once),
-        says: match at_once {
-            true => "show at once what a single client does".to_owned(),
-            false => format!(
-                "what a single client can move is shown every {}",
-                humantime_serde::re::humantime::format_duration(view.metrics_period)
-            ),
-        },
-    });
+    let mut facts = sentences::facts(process, &audit.keys, view.metrics_period);
     facts.push(match &view.tls {
         Some(group) => Fact {
             what: "TLS to clients",
@@ -158,22 +115,8 @@ fn facts(view: &View, audit: &Audit, process: Option<&Process>) -> Vec<Fact> {
 }
 
 fn adversaries(view: &View, audit: &Audit, process: Option<&Process>, scale: Scale) -> Vec<Adversary> {
-    let mut disk = vec!["that a relay runs here, where, and by which rules".to_owned()];
-    let mut not_disk = vec!["anything of a call: nothing of one is written".to_owned()];
-    if let Some(process) = process {
-        match process.stays_in_memory() {
-            Some(true) => not_disk.push("the memory: none of it can lie in swap".to_owned()),
-            Some(false) => {
-                disk.push("those parts of the memory that lie in swap: addresses of calls under way".to_owned())
-            }
-            None => disk.push("perhaps parts of the memory, in swap: that could not be looked up".to_owned()),
-        }
-        match process.leaves_no_core() {
-            Some(true) => not_disk.push("a copy of the memory from a crash: none is written".to_owned()),
-            Some(false) => disk.push("after a crash a copy of the whole memory".to_owned()),
-            None => disk.push("perhaps a copy of the memory from a crash: that could not be looked up".to_owned()),
-        }
-    }
+    let disk = vec!["that a relay runs here, where, and by which rules".to_owned()];
+    let not_disk = vec!["anything of a call: nothing of one is written".to_owned()];
     let mut with_key = Vec::new();
     if view.has_timed {
         with_key.push("how to make credentials, and so to use the relay; not to whom any was given".to_owned());
@@ -196,10 +139,7 @@ fn adversaries(view: &View, audit: &Audit, process: Option<&Process>, scale: Sca
         }
         None => vec!["nothing: no process runs that answers".to_owned()],
     };
-    let moment = match view.metrics_period.is_zero() {
-        true => "at the moment it happens",
-        false => "by the minute or coarser",
-    };
+    let moment = sentences::moment(view.metrics_period);
     let no_media = "what is said: it is encrypted from end to end";
     let adversary = |who, learns, does_not_learn: &[&str]| Adversary {
         who,
@@ -207,11 +147,7 @@ fn adversaries(view: &View, audit: &Audit, process: Option<&Process>, scale: Sca
         does_not_learn: does_not_learn.iter().map(|text| (*text).to_owned()).collect(),
     };
     vec![
-        Adversary {
-            who: Who::Disk,
-            learns: disk,
-            does_not_learn: not_disk,
-        },
+        sentences::with_the_disk(disk, not_disk, process),
         adversary(Who::DiskAndKey, with_key, &["calls, earlier or under way"]),
         adversary(Who::Memory, memory, &[no_media, "calls that have ended: their memory is overwritten"]),
         adversary(

@@ -11,9 +11,10 @@ use notifier_core::subscription::Subscription;
 use quietline_shared::service::audit::live::Live;
 use quietline_shared::service::audit::process::Process;
 use quietline_shared::service::audit::{
-    Adversary, Audit, Fact, Group, Holding, KeyState, Place, Protection, Scale, Who, files,
+    Adversary, Audit, Fact, Group, Holding, Place, Protection, Scale, Who, files, sentences,
 };
 use quietline_shared::service::telemetry::Level;
+use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,6 +33,7 @@ pub struct View {
     metrics_period: Duration,
     direct: bool,
     nodes_per_swarm: usize,
+    dedupe_window: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -129,6 +131,7 @@ impl View {
             metrics_period: settings.ops.metrics_period,
             direct: settings.http.direct,
             nodes_per_swarm: settings.watcher.nodes_per_swarm,
+            dedupe_window: settings.fanout.window,
         }
     }
 }
@@ -170,11 +173,13 @@ async fn holdings_of_store(view: &View) -> Vec<Holding> {
     let readable = |row: &[u8]| Subscription::decode_row(row).is_ok();
     let tables = census::take(&view.store, readable).await;
     tables_as(tables.ok(), &view.store, |table| match table {
-        "subscription" => Some((
+        // What an earlier version wrote stands in a table of its own until it is sealed.
+        "subscription" | "plain_subscription" => Some((
             SUBSCRIPTIONS,
             "one for each device of each account: account id, push token, wakeup key, namespaces, the client's signature; beside it a keyed \
              hash and the day it expires",
-            "until the client unsubscribes, the provider calls the token dead, or the signature is 14 days old",
+            "until the client unsubscribes, the provider calls the token dead, or the signature is 14 days old"
+                .to_owned(),
         )),
         _ => None,
     })
@@ -183,18 +188,21 @@ async fn holdings_of_store(view: &View) -> Vec<Holding> {
 async fn holdings_of_outbox(view: &View) -> Vec<Holding> {
     let readable = |row: &[u8]| Sealed::decode_row(row).is_ok();
     let tables = census::take(&view.outbox, readable).await;
-    tables_as(tables.ok(), &view.outbox, |table| match table {
-        "entry" => Some((
+    tables_as(tables.ok(), &view.outbox, |table| {
+        match table {
+        "entry" | "plain_entry" => Some((
             WAKEUPS,
             "one for each that no provider has taken yet: push token, a text that only the phone can read, deadline",
-            "until the provider has answered, an hour for Apple, a day for the others, never longer than the message lives",
+            "until the provider has answered, an hour for Apple, a day for the others, never longer than the message lives"
+                .to_owned(),
         )),
-        "marks" => Some((
+        "marks" | "plain_marks" => Some((
             MARKS,
             "rows of hashes of messages seen, under a key, so that none wakes a phone twice",
-            "as long as [fanout] dedupe_window says",
+            humantime_serde::re::humantime::format_duration(view.dedupe_window).to_string(),
         )),
         _ => None,
+    }
     })
 }
 
@@ -202,7 +210,17 @@ const SUBSCRIPTIONS: &str = "Subscriptions";
 const WAKEUPS: &str = "Wakeups on their way";
 const MARKS: &str = "Marks of messages";
 
-type Known = (&'static str, &'static str, &'static str);
+const KEY_IDS: &str = "sealing_key";
+fn names_of_keys() -> Known {
+    (
+        "Names of row keys",
+        "hashes that tell two keys apart and say nothing about either",
+        "as long as a row is under that key".to_owned(),
+    )
+}
+
+/// What, of what, how long.
+type Known = (&'static str, &'static str, String);
 
 /// `tables`: `None` = the file cannot be read, `Some(None)` = it is not there.
 fn tables_as(tables: Option<Option<Vec<Table>>>, file: &Path, known: impl Fn(&str) -> Option<Known>) -> Vec<Holding> {
@@ -212,7 +230,7 @@ fn tables_as(tables: Option<Option<Vec<Table>>>, file: &Path, known: impl Fn(&st
         place: Place::Disk,
         file: Some(file.to_owned()),
         groups,
-        kept: kept.to_owned(),
+        kept,
     };
     let Some(tables) = tables else {
         let unread = Group {
@@ -223,7 +241,7 @@ fn tables_as(tables: Option<Option<Vec<Table>>>, file: &Path, known: impl Fn(&st
             (
                 "A file that cannot be read",
                 "taken for rows in plain until it can",
-                "unknown",
+                "unknown".to_owned(),
             ),
             vec![unread],
         )];
@@ -234,8 +252,15 @@ fn tables_as(tables: Option<Option<Vec<Table>>>, file: &Path, known: impl Fn(&st
         .iter()
         .map(|table| {
             // What a later version, or somebody else, has put there.
-            let unknown = ("A table that this version does not know", "unknown", "unknown");
-            holding(known(&table.name).unwrap_or(unknown), groups_of(table))
+            let unknown = || {
+                (
+                    "A table that this version does not know",
+                    "unknown",
+                    "unknown".to_owned(),
+                )
+            };
+            let known = known(&table.name).or_else(|| (table.name == KEY_IDS).then(names_of_keys));
+            holding(known.unwrap_or_else(unknown), groups_of(table))
         })
         .collect()
 }
@@ -249,6 +274,7 @@ fn group(table: &str, rows: &Rows) -> Group {
             key: format!("{id:08x}"),
         },
         None if table == "marks" => Protection::KeyedHash,
+        None if table == KEY_IDS => Protection::Public,
         None => Protection::Plain,
     };
     Group {
@@ -258,15 +284,26 @@ fn group(table: &str, rows: &Rows) -> Group {
 }
 
 fn node_list(view: &View) -> Holding {
+    let mut head = Vec::new();
+    let read = std::fs::File::open(&view.node_list).and_then(|file| file.take(5).read_to_end(&mut head));
+    let groups = match (read, head.as_slice()) {
+        (Err(_), _) => vec![],
+        // A version and the key; what is in plain is JSON.
+        (Ok(_), [1, key @ ..]) => vec![Group {
+            protection: Protection::Sealed { key: hex::encode(key) },
+            count: Some(1),
+        }],
+        (Ok(_), _) => vec![Group {
+            protection: Protection::Public,
+            count: Some(1),
+        }],
+    };
     Holding {
         what: "The list of storage nodes",
         of: "addresses and keys of all nodes of the network; nothing of whom they serve",
         place: Place::Disk,
         file: Some(view.node_list.clone()),
-        groups: vec![Group {
-            protection: Protection::Public,
-            count: Some(u64::from(view.node_list.exists())),
-        }],
+        groups,
         kept: "until a newer one comes".to_owned(),
     }
 }
@@ -294,39 +331,24 @@ fn in_memory(live: Option<&Live>) -> Vec<Holding> {
         ),
     ]
     .into_iter()
-    .map(|(what, of, metric, kept)| Holding {
-        what,
-        of,
-        place: Place::Memory,
-        file: None,
-        groups: vec![Group {
-            protection: Protection::Memory,
-            count: live.sum(metric),
-        }],
-        kept: kept.to_owned(),
-    })
+    .map(|(what, of, metric, kept)| sentences::in_memory(what, of, live.sum(metric), kept))
     .collect()
 }
 
 /// (rows that anybody with the file reads, rows that are sealed).
 fn plain_and_sealed(audit: &Audit, what: &str) -> (Option<u64>, Option<u64>) {
-    let Some(holding) = audit.held.iter().find(|holding| holding.what == what) else {
-        return (Some(0), Some(0));
+    let sum = |which: fn(&Protection) -> bool| {
+        let held = audit.held.iter().filter(|holding| holding.what == what);
+        held.map(|holding| holding.count(which)).sum()
     };
     (
-        holding.count(|kept| *kept == Protection::Plain),
-        holding.count(|kept| matches!(kept, Protection::Sealed { .. })),
+        sum(|kept| *kept == Protection::Plain),
+        sum(|kept| matches!(kept, Protection::Sealed { .. })),
     )
 }
 
 fn facts(view: &View, audit: &Audit, process: Option<&Process>) -> Vec<Fact> {
-    let mut facts = process.map(Process::facts).unwrap_or_else(|| {
-        vec![Fact {
-            what: "the process",
-            good: None,
-            says: "none runs that answers: nothing can be said about its memory".to_owned(),
-        }]
-    });
+    let mut facts = sentences::facts(process, &audit.keys, view.metrics_period);
     let disk = audit.held.iter().filter(|holding| holding.place == Place::Disk);
     let plain = disk
         .map(|holding| holding.count(|kept| *kept == Protection::Plain))
@@ -363,32 +385,6 @@ fn facts(view: &View, audit: &Audit, process: Option<&Process>) -> Vec<Fact> {
         what: "keys and rows",
         good,
         says: says.to_owned(),
-    });
-    let open = audit.keys.iter().any(|key| key.state == KeyState::OpenToOthers);
-    let missing = |state| matches!(state, KeyState::Missing | KeyState::Unreadable);
-    facts.push(Fact {
-        what: "key files",
-        good: match (open, audit.keys.iter().any(|key| missing(key.state))) {
-            (true, _) => Some(false),
-            (false, true) => None,
-            (false, false) => Some(true),
-        },
-        says: match open {
-            true => "one can be read by other users of the machine",
-            false => "no other user of the machine reads them",
-        }
-        .to_owned(),
-    });
-    facts.push(Fact {
-        what: "metrics",
-        good: Some(!view.metrics_period.is_zero()),
-        says: match view.metrics_period.is_zero() {
-            true => "show at once what a single account does".to_owned(),
-            false => format!(
-                "what a single account can move is shown every {}",
-                humantime_serde::re::humantime::format_duration(view.metrics_period)
-            ),
-        },
     });
     for (what, groups) in [
         ("TLS to push services", dispatch::offered_groups()),
@@ -442,19 +438,6 @@ fn adversaries(view: &View, audit: &Audit, process: Option<&Process>, scale: Sca
     if audit.keys.iter().any(|key| key.beside_data == Some(true)) {
         disk.push("the keys, which lie on the same disk: all of the next list as well".to_owned());
     }
-    if let Some(process) = process {
-        match process.stays_in_memory() {
-            Some(true) => not_disk.push("the memory: none of it can lie in swap".to_owned()),
-            Some(false) => disk.push("those parts of the memory that lie in swap, keys among them".to_owned()),
-            None => disk.push("perhaps parts of the memory, in swap: that could not be looked up".to_owned()),
-        }
-        match process.leaves_no_core() {
-            Some(true) => not_disk.push("a copy of the memory from a crash: none is written".to_owned()),
-            Some(false) => disk.push("after a crash a copy of the whole memory".to_owned()),
-            None => disk.push("perhaps a copy of the memory from a crash: that could not be looked up".to_owned()),
-        }
-    }
-
     let rows = both(plain_rows, sealed_rows);
     let with_key = vec![
         format!("{} subscriptions: {WHAT_A_ROW_SAYS}", told(rows)),
@@ -462,7 +445,7 @@ fn adversaries(view: &View, audit: &Audit, process: Option<&Process>, scale: Sca
             "{} wakeups: {WHAT_A_WAKEUP_SAYS}",
             told(both(plain_wakeups, sealed_wakeups))
         ),
-        "whether a given message woke somebody in the last hour, by its mark".to_owned(),
+        "whether a given message woke somebody lately, by its mark".to_owned(),
         "what onion requests said that were recorded on their way to us: the onion key opens them".to_owned(),
         "how to pose as this server, to clients and to push services".to_owned(),
     ];
@@ -484,10 +467,7 @@ fn adversaries(view: &View, audit: &Audit, process: Option<&Process>, scale: Sca
         false => vec!["nothing: no process runs that answers".to_owned()],
     };
 
-    let moment = match view.metrics_period.is_zero() {
-        true => "at the moment it happens",
-        false => "by the minute or coarser",
-    };
+    let moment = sentences::moment(view.metrics_period);
     let mut logs = vec![format!(
         "counts of all accounts together, {moment}; starts, stops, faults of disks and providers"
     )];
@@ -531,7 +511,7 @@ fn adversaries(view: &View, audit: &Audit, process: Option<&Process>, scale: Sca
         does_not_learn,
     };
     vec![
-        adversary(Who::Disk, disk, not_disk),
+        sentences::with_the_disk(disk, not_disk, process),
         adversary(Who::DiskAndKey, with_key, vec![NEVER_HERE.to_owned()]),
         adversary(Who::Memory, memory, vec![NEVER_HERE.to_owned()]),
         adversary(

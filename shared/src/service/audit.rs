@@ -7,6 +7,7 @@ pub mod files;
 pub mod live;
 pub mod process;
 mod requests;
+pub mod sentences;
 mod text;
 mod transparency;
 
@@ -81,7 +82,7 @@ pub struct Holding {
     /// For the operator alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
-    /// By how they are kept; none if nothing can be said.
+    /// By how they are kept; empty if there are none.
     pub groups: Vec<Group>,
     pub kept: String,
 }

@@ -1,7 +1,7 @@
 use super::*;
 use notifier_core::account::DeviceToken;
 use notifier_core::seal::{Class, Priority};
-use quietline_shared::service::audit::Key;
+use quietline_shared::service::audit::{Key, KeyState};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
 use sqlx::{ConnectOptions, SqliteConnection};
 use std::fs;
@@ -45,6 +45,7 @@ impl Home {
             metrics_period: Duration::from_secs(60),
             direct: false,
             nodes_per_swarm: 3,
+            dedupe_window: Duration::from_secs(3_600),
         }
     }
 
@@ -156,6 +157,39 @@ async fn a_row_that_can_be_read_is_in_plain_whatever_its_column_says() {
     assert_eq!(marks.groups[0].protection, Protection::KeyedHash);
     let (disk, _) = told(&audit, Who::Disk);
     assert!(disk.contains("1 wakeups in plain"), "{disk}");
+}
+
+#[tokio::test]
+async fn what_an_earlier_version_left_and_a_sealed_node_list_are_told_apart() {
+    let home = Home::new();
+    let mut file = home.subscriptions(&[(0, 4)]).await;
+    sqlx::raw_sql(
+        "ALTER TABLE subscription RENAME TO plain_subscription;
+         CREATE TABLE subscription (lookup INTEGER PRIMARY KEY, expires_day INTEGER, key_id INTEGER, row BLOB);
+         INSERT INTO subscription VALUES (1, 20000, 5, randomblob(556));
+         CREATE TABLE sealing_key (id INTEGER PRIMARY KEY);
+         INSERT INTO sealing_key VALUES (5);",
+    )
+    .execute(&mut file)
+    .await
+    .unwrap();
+    fs::write(home.path("nodes.json"), [1, 0xDE, 0xAD, 0xBE, 0xEF, 7, 7]).unwrap();
+    let found = audit(&home.view(), None, Scale::Exact, NOW).await;
+    assert_eq!(plain_and_sealed(&found, SUBSCRIPTIONS), (Some(4), Some(1)));
+    let nodes = |audit: &Audit| {
+        let list = audit
+            .held
+            .iter()
+            .find(|holding| holding.what == "The list of storage nodes")
+            .unwrap();
+        list.groups.first().map(|group| group.protection.words())
+    };
+    assert_eq!(nodes(&found).as_deref(), Some("sealed under row key deadbeef"));
+    assert!(found.held.iter().any(|holding| holding.what == "Names of row keys"));
+    assert!(!found.held.iter().any(|holding| holding.what.contains("does not know")));
+    fs::write(home.path("nodes.json"), "{}").unwrap();
+    let found = audit(&home.view(), None, Scale::Exact, NOW).await;
+    assert_eq!(nodes(&found).as_deref(), Some("public anyway"));
 }
 
 #[tokio::test]

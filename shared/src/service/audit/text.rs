@@ -20,6 +20,9 @@ impl Display for Audit {
             if let Some(file) = &holding.file {
                 writeln!(f, "    file: {}", file.display())?;
             }
+            if holding.groups.is_empty() {
+                writeln!(f, "    none")?;
+            }
             for group in &holding.groups {
                 let count = group
                     .count

@@ -130,6 +130,10 @@ fn page(audit: &Audit, requests: Option<&Result<Requests, RequestsFault>>) -> Pa
             };
             row("What it is", holding.of);
             row("Where", place(holding.place));
+            if holding.groups.is_empty() {
+                // The same as for few: nobody learns when the first one comes.
+                row("How many", &Scale::Rounded.count(0));
+            }
             for group in &holding.groups {
                 let count = group
                     .count
@@ -156,7 +160,7 @@ fn page(audit: &Audit, requests: Option<&Result<Requests, RequestsFault>>) -> Pa
         table.line("caption", "Each line was looked up when this page was made.");
         table.element("thead", &[], |head| {
             head.element("tr", &[], |row| {
-                for name in ["What", "As it should be", "In words"] {
+                for name in ["What", "Good", "In words"] {
                     row.element("th", &[("scope", "col")], |cell| {
                         cell.text(name);
                     });
