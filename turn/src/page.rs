@@ -81,7 +81,7 @@ impl Page {
 
     /// What one check needs.
     async fn start(self: &Arc<Self>, headers: &HeaderMap) -> Response {
-        if let Err(refusal) = self.ours(headers).and_then(|host| self.from_page(headers, host)) {
+        if let Err(refusal) = self.ours(headers).and_then(|host| self.asked_by_page(headers, host)) {
             return refusal.response();
         }
         if !self.has_one_more() {
@@ -152,7 +152,7 @@ impl Page {
     }
 
     /// Only our own page may ask for a credential.
-    fn from_page(&self, headers: &HeaderMap, host: &str) -> Result<(), Refusal> {
+    fn asked_by_page(&self, headers: &HeaderMap, host: &str) -> Result<(), Refusal> {
         if one(headers, &FETCH_SITE).is_some_and(|site| site != "same-origin") {
             return Err(Refusal::Origin);
         }

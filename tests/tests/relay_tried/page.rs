@@ -62,7 +62,7 @@ fn a_relay_that_works_is_said_to_work_over_every_transport() {
     for figure in ["round trip", "lost", "set up", "throughput"] {
         assert_eq!(text.matches(&format!("\n{figure}")).count(), 3, "{figure}: {text}");
     }
-    for (chart, least) in [("echoes", 150), ("speeds", 10)] {
+    for (chart, least) in [("echoes", 100), ("speeds", 3)] {
         let lines = seen[chart].as_array().unwrap();
         assert!(
             lines.len() == 3 && lines.iter().all(|points| points.as_u64() > Some(least)),

@@ -35,13 +35,12 @@ pub enum Fault {
 
 pub struct Scene {
     pub site: Site,
-    /// A second relay, where a fault needs one.
-    pub other: Option<Site>,
     /// See [`crate::browser::Visit::trusted`].
     pub trusted: String,
     folder: TempDir,
-    other_folder: TempDir,
     fault: Fault,
+    /// A second relay, where a fault needs one.
+    _other: Option<(Site, TempDir)>,
 }
 
 /// Where the page is served.
@@ -62,7 +61,7 @@ impl Scene {
         write_secret(&folder.path().join("secret"), SECRET.as_bytes()).unwrap();
         write_secret(&folder.path().join("other-secret"), OTHER_SECRET.as_bytes()).unwrap();
         let networks = networks();
-        let (home, world) = (networks.0.clone(), networks.1.clone());
+        let home = networks.0.clone();
         if fault == Fault::ExternalMissing {
             home.ip(&format!("addr add {INNER}/32 dev lo"));
         }
@@ -81,16 +80,16 @@ impl Scene {
             }
             _ => {}
         }
-        let other_folder = tempfile::tempdir().unwrap();
-        let other = (fault == Fault::WrongSecret).then(|| site.beside(other_folder.path()));
-        drop(world);
+        let other = (fault == Fault::WrongSecret).then(|| {
+            let folder = tempfile::tempdir().unwrap();
+            (site.beside(folder.path()), folder)
+        });
         Self {
             site,
-            other,
             trusted,
             folder,
-            other_folder,
             fault,
+            _other: other,
         }
     }
 
@@ -131,10 +130,6 @@ impl Scene {
         let output = network.run(|| command.output()).unwrap();
         let said = [output.stdout, output.stderr].concat();
         (output.status.code(), String::from_utf8_lossy(&said).into_owned())
-    }
-
-    pub fn folder(&self) -> &Path {
-        self.other_folder.path()
     }
 }
 

@@ -71,6 +71,8 @@ async fn end(server: &Server) -> Result<End, CallFault> {
     let mut engine = SettingEngine::default();
     // A relay on this machine's loopback is a relay.
     engine.set_include_loopback_candidate(true);
+    // Nothing better than a relayed address comes: there is none to wait for.
+    engine.set_relay_acceptance_min_wait(Some(Duration::ZERO));
     let configuration = RTCConfiguration {
         ice_servers: vec![RTCIceServer {
             urls: vec![server.url.clone()],
