@@ -171,13 +171,13 @@ fn timed(file: &str) -> Value {
     Value::Array(vec![Value::Table(timed)])
 }
 
-/// Drops what comes to this machine and matches, as a firewall does: without a word. The rules for its own addresses are asked first, so
-/// they are put behind.
+/// Drops what comes to this machine and matches, as a firewall does: without a word. What it sends stays: its answers go to ports of all
+/// kinds. The rules for its own addresses are asked first, so they are put behind.
 fn block(network: &Network, what: &str) {
     for family in ["", "-6 "] {
         network.ip(&format!("{family}rule add pref 100 lookup local"));
         network.ip(&format!("{family}rule del pref 0"));
-        network.ip(&format!("{family}rule add pref 10 {what} blackhole"));
+        network.ip(&format!("{family}rule add pref 10 iif out {what} blackhole"));
     }
 }
 
