@@ -76,7 +76,10 @@ pub async fn run(settings: Settings, path: &Path, machine: Machine) -> Result<()
     }
     let mut relay = Relay::start(settings, path, machine)?;
     listening.set();
-    let router = page_settings.serve.then(|| relay.page.router()).unwrap_or_default();
+    let router = match page_settings.serve {
+        true => relay.page.router(),
+        false => axum::Router::new(),
+    };
     let (page_task, beside_health) = match page_listener {
         Some(listener) => {
             let served = server::serve(listener, router, PAGE_LIMITS, std::future::pending());

@@ -62,7 +62,10 @@ impl FromStr for TurnUrl {
             Some(v6) => {
                 let (host, rest) = v6.split_once(']').ok_or(NoTurnUrl)?;
                 host.parse::<std::net::Ipv6Addr>().map_err(|_| NoTurnUrl)?;
-                (host, rest.strip_prefix(':').filter(|_| !rest.is_empty()))
+                match rest {
+                    "" => (host, None),
+                    port => (host, Some(port.strip_prefix(':').ok_or(NoTurnUrl)?)),
+                }
             }
             None => match place.split_once(':') {
                 Some((host, port)) => (host, Some(port)),
