@@ -31,7 +31,7 @@ impl Headless {
             .request_timeout(patience)
             .viewport(None)
             .args(["disable-gpu", "disable-dev-shm-usage"])
-            .args(switches)
+            .args(switches.iter().map(String::as_str))
             .build();
         let launched = match config {
             Ok(config) => Browser::launch(config).await.map_err(|fault| fault.to_string()),
