@@ -5,6 +5,7 @@
 
 use quietline_shared::timed::{self, TimedSecret};
 use serde_json::{Value, json};
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 /// The one request there is: who asks says nothing, and all say the same.
@@ -210,20 +211,26 @@ impl RelayUrl {
             (_, None | Some("tcp")) | ("turn", Some("udp")) => {}
             _ => return Err(UrlFault::Transport),
         }
-        let (host, port) = match place.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-            Some((host, port)) => {
-                host.parse::<std::net::Ipv6Addr>().map_err(|_| UrlFault::Host)?;
-                (host, port.strip_prefix(':').or((!port.is_empty()).then_some("")))
+        let port = match place.strip_prefix('[') {
+            Some(rest) => {
+                let (host, port) = rest.split_once(']').ok_or(UrlFault::Host)?;
+                host.parse::<Ipv6Addr>().map_err(|_| UrlFault::Host)?;
+                // What follows and is no port is none either.
+                (!port.is_empty()).then(|| port.strip_prefix(':').unwrap_or_default())
             }
-            None => match place.split_once(':') {
-                Some((host, port)) => (host, Some(port)),
-                None => (place, None),
-            },
+            None => {
+                let (host, port) = match place.split_once(':') {
+                    Some((host, port)) => (host, Some(port)),
+                    None => (place, None),
+                };
+                let is_name =
+                    |label: &str| !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+                if !host.split('.').all(is_name) {
+                    return Err(UrlFault::Host);
+                }
+                port
+            }
         };
-        let is_name = |label: &str| !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        if !place.starts_with('[') && !host.split('.').all(is_name) {
-            return Err(UrlFault::Host);
-        }
         // libwebrtc uses no other port below 1024.
         let is_used = |port: &u16| matches!(port, 53 | 80 | 443 | 1024..);
         match port.map(|port| port.parse().ok().filter(is_used)) {

@@ -148,7 +148,8 @@ fn the_example_settings_show_the_defaults() {
         .lines()
         .map(|line| line.strip_prefix("# ").unwrap().to_owned() + "\n")
         .collect();
-    let shown: TurnSettings = toml::from_str(&shown).unwrap();
+    let shown: toml::Table = toml::from_str(&format!("[turn]\n{shown}")).unwrap();
+    let shown: TurnSettings = shown["turn"].clone().try_into().unwrap();
     let default: TurnSettings = toml::from_str("[[server]]\noperator = 'a'\nurls = []\nsecret_file = 'a'\n").unwrap();
     assert_eq!(
         (shown.epoch, shown.per_epoch, shown.rate, shown.burst),
