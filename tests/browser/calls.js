@@ -49,7 +49,7 @@ async function begin(name, sides) {
 const note = (call) => (fault) => call.errors.push(String(fault));
 
 /// Longest time until a call stands: milliseconds.
-const PATIENCE = 60_000;
+const PATIENCE = 120_000;
 
 /// Until ICE and DTLS are done.
 const reached = (end) =>

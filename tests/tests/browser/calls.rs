@@ -123,7 +123,7 @@ pub const A_WORD: Heard = Heard {
     audio_packets: 25,
     frames_decoded: 3,
     returned: 10,
-    patience: Duration::from_secs(40),
+    patience: Duration::from_secs(60),
 };
 
 impl Chromium {
@@ -149,6 +149,10 @@ impl Chromium {
         });
         let patience = least.patience.as_millis();
         read(self.ask(format!("heard({}, {wanted}, {patience})", json!(name)))?)
+    }
+
+    pub fn hang_up(&self, name: &str) -> Result<Value, String> {
+        self.ask(format!("end({})", json!(name)))
     }
 }
 
