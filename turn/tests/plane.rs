@@ -60,12 +60,24 @@ fn the_longest_datagrams_pass() {
     let relayed = alice.allocate();
     let address = peer.local_addr().unwrap();
     alice.bind(0x4001, address);
-    // What still is a datagram with the longest header that could stand in front of it.
-    let long = vec![7; 65_507 - 51];
+    // What still is a datagram with a ChannelData header in front of it.
+    let long = vec![7; 65_507 - 4];
     alice.post(&channel_data(0x4001, &long));
     assert_eq!(receive(&peer), (long.clone(), relayed));
     peer.send_to(&long, relayed).unwrap();
     assert_eq!(alice.next(), channel_data(0x4001, &long));
+    // With a byte more it is none, and the next one passes.
+    peer.send_to(&[7; 65_504], relayed).unwrap();
+    peer.send_to(b"short", relayed).unwrap();
+    assert_eq!(alice.next(), channel_data(0x4001, b"short"));
+    assert_eq!(
+        net.shards()
+            .report()
+            .counters
+            .refusals
+            .count(Refusal::Dropped(Dropped::TooLong)),
+        1
+    );
 }
 
 #[test]

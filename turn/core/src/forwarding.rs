@@ -11,7 +11,7 @@ pub mod slot;
 use crate::peers::RelayTable;
 use crate::table::{HashKey, Places};
 use crate::time::{Rate, Seconds, nanoseconds};
-use crate::wire::{CHANNEL_HEADER, ChannelData, ChannelNumber, FiveTuple, PeerAddr, RelayAddr};
+use crate::wire::{CHANNEL_HEADER, ChannelData, ChannelNumber, FiveTuple, HEADER, PeerAddr, RelayAddr};
 use slot::{Slot, Word};
 use std::ops::Range;
 use std::sync::Arc;
@@ -88,6 +88,34 @@ struct Size {
 impl Size {
     const fn bytes(self) -> u64 {
         self.length as u64 * self.run.0 as u64
+    }
+
+    /// What goes there must be one datagram, or one frame, with its header.
+    fn check(self, route: &Route) -> Result<(), Dropped> {
+        let (length, most) = match route {
+            Route::Peer { peer, .. } => (self.length, longest_datagram(peer.is_v6())),
+            Route::Client {
+                recipient,
+                channel,
+                source,
+            } => {
+                let client = &recipient.client;
+                let framed = match channel {
+                    Some(_) => CHANNEL_HEADER + self.length,
+                    None => indication_prefix(source.is_v6()) + self.length.next_multiple_of(4),
+                };
+                let most = match (client.transport().is_stream(), channel) {
+                    (false, _) => longest_datagram(client.is_v6()),
+                    (true, Some(_)) => CHANNEL_HEADER + LONGEST_CHANNEL_DATA,
+                    (true, None) => HEADER + LONGEST_ATTRIBUTES,
+                };
+                (framed, most)
+            }
+        };
+        if length > most {
+            return Err(Dropped::TooLong);
+        }
+        self.run.check(route)
     }
 }
 
@@ -213,8 +241,19 @@ const NOWHERE: u32 = u32::MAX;
 const CREDIT: u64 = 65_536;
 /// Tries to read a slot.
 const TRIES: usize = 64;
-/// IPv4 without options; over IPv6 a little more would fit.
-const MAX_DATAGRAM: usize = 65_507;
+/// What the two bytes of a ChannelData header, and of a STUN header, can say at most; the latter counts in fours.
+const LONGEST_CHANNEL_DATA: usize = 65_535;
+const LONGEST_ATTRIBUTES: usize = 65_532;
+
+/// What UDP carries: an IPv4 header is part of its packet's length, an IPv6 header is not.
+const fn longest_datagram(is_v6: bool) -> usize {
+    if is_v6 { 65_527 } else { 65_507 }
+}
+
+/// Before the data of a Data indication: the STUN header, XOR-PEER-ADDRESS, and the header of DATA.
+const fn indication_prefix(is_v6: bool) -> usize {
+    HEADER + if is_v6 { 24 } else { 12 } + 4
+}
 
 impl Forwarding {
     pub fn new(index: Arc<Index>, shard: u16, hash_key: HashKey, per_allocation: Rate, total: Rate) -> Self {
@@ -298,9 +337,6 @@ impl Forwarding {
             .iter()
             .find(|bound| bound.peer == source && bound.until > seconds.0);
         let channel = channel.and_then(|bound| ChannelNumber::new(bound.number));
-        if length > MAX_DATAGRAM - LONGEST_PREFIX {
-            return Err(Dropped::TooLong);
-        }
         let place = self.place_of(relay).unwrap_or(NOWHERE);
         let route = Route::Client {
             recipient,
@@ -308,7 +344,7 @@ impl Forwarding {
             source,
         };
         let size = Size { length, run };
-        run.check(&route)?;
+        size.check(&route)?;
         self.pay(place, size, now, |entry| &mut entry.down)?;
         self.to_clients.add(size);
         Ok(route)
@@ -451,13 +487,12 @@ impl Forwarding {
             .entry(place)
             .and_then(|entry| entry.relay_of_family(peer.is_v6(), &self.index.relays));
         let relay = relay.ok_or(Dropped::OtherFamily)?;
-        if size.length > MAX_DATAGRAM - LONGEST_PREFIX {
-            return Err(Dropped::TooLong);
-        }
         let Some(local) = local else {
+            let route = Route::Peer { relay, peer };
+            size.check(&route)?;
             self.pay(place, size, now, |entry| &mut entry.up)?;
             self.to_peers.add(size);
-            return Ok(Route::Peer { relay, peer });
+            return Ok(route);
         };
         let words = self.index.read(local)?;
         let (recipient, channel) = admitted(&words, relay, Seconds::at(now))?;
@@ -467,7 +502,7 @@ impl Forwarding {
             channel,
             source: PeerAddr::new(source),
         };
-        size.run.check(&route)?;
+        size.check(&route)?;
         self.pay(place, size, now, |entry| &mut entry.up)?;
         self.within.add(size);
         Ok(route)
@@ -509,9 +544,6 @@ impl Forwarding {
         self.index.write(relay, &[0; WORDS]);
     }
 }
-
-/// 20 of STUN, 24 of XOR-PEER-ADDRESS, 4 of DATA, 3 of padding.
-const LONGEST_PREFIX: usize = 51;
 
 impl Traffic {
     const fn add(&mut self, size: Size) {

@@ -126,6 +126,11 @@ impl FiveTuple {
         SocketAddr::new(self.client.ip(), self.client.port)
     }
 
+    /// The client's family.
+    pub const fn is_v6(&self) -> bool {
+        self.client.is_v6
+    }
+
     pub const fn transport(&self) -> Transport {
         match self.transport {
             0 => Transport::Udp,
