@@ -3,12 +3,13 @@
 //! In: what a stream left last time and its next bytes, split anywhere. Out: one STUN message or ChannelData frame at a time, and
 //! what is left. Never: holds more than one bounded buffer, or looks for the next frame behind bytes that are none.
 //!
-//! One [`Framer`] serves all streams of a shard, one after the other: what a stream keeps between two reads is half a frame at most.
+//! One [`Framer`] serves all streams of a shard, one after the other: what a stream keeps between two reads is half a frame at most, a
+//! [`Half`]. However small the pieces in which a frame comes, each of its bytes is copied a few times and no more.
 //!
 //! RFC 8656 §12.5: over streams ChannelData is padded to a multiple of 4; the padding is not in its length.
 
 use crate::wire::{CHANNEL_HEADER, HEADER, Kind, MAGIC_COOKIE, demux};
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 /// Largest frame of all: ChannelData with 65,535 bytes and one of padding.
 pub const MAX_FRAME: usize = 65_540;
@@ -58,20 +59,42 @@ impl Framer {
         }
     }
 
-    /// The stream in hand is another one, which left this half of a frame.
-    pub fn begin(&mut self, rest: &[u8], limit: usize) {
+    /// The stream in hand is another one.
+    pub fn begin(&mut self, limit: usize) {
         self.clear();
         self.set_limit(limit);
-        // A rest is less than a frame, so that this runs a few times at most.
-        let mut rest = rest;
-        while !rest.is_empty() {
-            let space = self.space();
-            let (now, later) = rest.split_at(rest.len().min(space.len()));
-            if let Some(place) = space.get_mut(..now.len()) {
-                place.copy_from_slice(now);
-            }
-            self.filled(now.len());
-            rest = later;
+    }
+
+    /// After a read: the half that this stream left is in front of what came. While its frame is not whole, it takes what came instead.
+    pub fn join(&mut self, half: &mut Half) {
+        if half.bytes.is_empty() {
+            return;
+        }
+        let came = self.end - self.start;
+        let whole = needed(&half.bytes).ok().flatten();
+        let is_waiting = |whole: &usize| *whole <= self.limit && half.bytes.len() + came < *whole;
+        if let Some(whole) = whole.filter(is_waiting) {
+            half.push(self.rest(), whole);
+            self.start = self.end;
+            return;
+        }
+        let more = half.bytes.len();
+        self.compact();
+        self.grow(self.end + more);
+        self.buffer.copy_within(..self.end, more);
+        if let Some(place) = self.buffer.get_mut(..more) {
+            place.copy_from_slice(&half.bytes);
+        }
+        self.filled(more);
+        *half = Half::default();
+    }
+
+    /// After the last whole frame: what is left is the stream's own until its next read.
+    pub fn leave(&self, half: &mut Half) {
+        if !self.rest().is_empty() {
+            *half = Half {
+                bytes: Zeroizing::new(self.rest().to_vec()),
+            };
         }
     }
 
@@ -89,7 +112,11 @@ impl Framer {
     /// Where the next bytes of the stream go: [`ROOM`] at least. Grows only if [`Framer::next_frame`] is not called until it gives nothing.
     pub fn space(&mut self) -> &mut [u8] {
         self.compact();
-        let wanted = self.end + ROOM;
+        self.grow(self.end + ROOM);
+        self.buffer.get_mut(self.end..).unwrap_or_default()
+    }
+
+    fn grow(&mut self, wanted: usize) {
         if self.buffer.len() < wanted {
             let mut larger = vec![0; wanted.next_multiple_of(ROOM)];
             if let Some((place, bytes)) = larger.get_mut(..self.end).zip(self.buffer.get(..self.end)) {
@@ -99,7 +126,6 @@ impl Framer {
             self.buffer = larger;
             self.clean = self.end;
         }
-        self.buffer.get_mut(self.end..).unwrap_or_default()
     }
 
     /// So many bytes were written into [`Framer::space`].
@@ -133,32 +159,10 @@ impl Framer {
 
     /// Length of the frame that begins at `start`, as soon as its header says it.
     fn needed(&self) -> Result<Option<usize>, FramingFault> {
-        let waiting = self.rest();
-        if waiting.is_empty() {
-            return Ok(None);
+        match needed(self.rest())? {
+            Some(whole) if whole > self.limit => Err(FramingFault::TooLong),
+            whole => Ok(whole),
         }
-        let kind = demux(waiting);
-        if kind == Kind::Other {
-            return Err(FramingFault::NotOurs);
-        }
-        let Some([_, _, l0, l1]) = waiting.first_chunk() else {
-            return Ok(None);
-        };
-        let length = usize::from(u16::from_be_bytes([*l0, *l1]));
-        let whole = match kind {
-            Kind::Stun => {
-                let cookie = waiting.get(4..8);
-                if length % 4 != 0 || cookie.is_some_and(|cookie| cookie != MAGIC_COOKIE.to_be_bytes()) {
-                    return Err(FramingFault::NotOurs);
-                }
-                HEADER + length
-            }
-            _ => CHANNEL_HEADER + length.next_multiple_of(4),
-        };
-        if whole > self.limit {
-            return Err(FramingFault::TooLong);
-        }
-        Ok(Some(whole))
     }
 
     fn compact(&mut self) {
@@ -173,6 +177,50 @@ impl Framer {
 impl Drop for Framer {
     fn drop(&mut self) {
         self.clear();
+    }
+}
+
+/// What a stream keeps between two reads: half a frame, overwritten when it is done with.
+#[derive(Default)]
+pub struct Half {
+    bytes: Zeroizing<Vec<u8>>,
+}
+
+impl Half {
+    /// More of a frame that will have `whole` bytes. A vector that grew on its own would leave a copy behind.
+    fn push(&mut self, more: &[u8], whole: usize) {
+        let wanted = self.bytes.len() + more.len();
+        if self.bytes.capacity() < wanted {
+            let mut larger = Zeroizing::new(Vec::with_capacity((wanted * 2).min(whole)));
+            larger.extend_from_slice(&self.bytes);
+            self.bytes = larger;
+        }
+        self.bytes.extend_from_slice(more);
+    }
+}
+
+/// Length of the frame that these bytes begin, as soon as they say it.
+fn needed(waiting: &[u8]) -> Result<Option<usize>, FramingFault> {
+    if waiting.is_empty() {
+        return Ok(None);
+    }
+    let kind = demux(waiting);
+    if kind == Kind::Other {
+        return Err(FramingFault::NotOurs);
+    }
+    let Some([_, _, l0, l1]) = waiting.first_chunk() else {
+        return Ok(None);
+    };
+    let length = usize::from(u16::from_be_bytes([*l0, *l1]));
+    match kind {
+        Kind::Stun => {
+            let cookie = waiting.get(4..8);
+            if length % 4 != 0 || cookie.is_some_and(|cookie| cookie != MAGIC_COOKIE.to_be_bytes()) {
+                return Err(FramingFault::NotOurs);
+            }
+            Ok(Some(HEADER + length))
+        }
+        _ => Ok(Some(CHANNEL_HEADER + length.next_multiple_of(4))),
     }
 }
 
@@ -248,24 +296,25 @@ mod tests {
             // Each stream has one frame after the other; one framer serves them by turns, and each keeps its own rest.
             let mut framer = Framer::new(MAX_FRAME);
             let sent: Vec<Vec<u8>> = lengths.iter().map(|length| [stun(*length), channel_data(*length)].concat()).collect();
-            let mut streams: Vec<(&[u8], Vec<u8>, Vec<u8>)> =
-                sent.iter().map(|bytes| (bytes.as_slice(), Vec::new(), Vec::new())).collect();
+            let mut streams: Vec<(&[u8], Half, Vec<u8>)> =
+                sent.iter().map(|bytes| (bytes.as_slice(), Half::default(), Vec::new())).collect();
             let mut pieces = pieces.iter().cycle();
             while streams.iter().any(|(todo, ..)| !todo.is_empty()) {
                 for (todo, rest, got) in &mut streams {
-                    framer.begin(rest, MAX_FRAME);
+                    framer.begin(MAX_FRAME);
                     let piece = (*pieces.next().unwrap()).min(todo.len());
                     framer.space()[..piece].copy_from_slice(&todo[..piece]);
                     framer.filled(piece);
                     *todo = &todo[piece..];
+                    framer.join(rest);
                     while let Some(frame) = framer.next_frame().unwrap() {
                         got.extend_from_slice(frame);
                     }
-                    *rest = framer.rest().to_vec();
+                    framer.leave(rest);
                 }
             }
             for ((_, rest, got), sent) in streams.iter().zip(&sent) {
-                prop_assert!(rest.is_empty());
+                prop_assert!(rest.bytes.is_empty());
                 prop_assert_eq!(got, sent);
             }
             framer.clear();
@@ -277,6 +326,43 @@ mod tests {
     fn the_longest_frames_pass() {
         let sent = [channel_data(65_535), stun(65_500), channel_data(0)];
         assert_eq!(frames(&mut Framer::new(MAX_FRAME), &sent.concat(), || 9_000), sent);
+    }
+
+    #[test]
+    fn a_frame_that_comes_byte_by_byte_is_not_copied_with_each_of_them() {
+        let mut framer = Framer::new(MAX_FRAME);
+        let (sent, mut half) = (channel_data(65_535), Half::default());
+        let (mut moves, mut place) = (0, half.bytes.as_ptr());
+        for (number, byte) in sent.iter().enumerate() {
+            framer.begin(MAX_FRAME);
+            framer.space()[0] = *byte;
+            framer.filled(1);
+            framer.join(&mut half);
+            let is_last = number + 1 == sent.len();
+            // Nothing is in the framer while the half grows in its own place.
+            assert!(is_last || half.bytes.len() < 8 || framer.rest().is_empty());
+            let frame = framer.next_frame().unwrap().map(|frame| frame.to_vec());
+            assert_eq!(frame, is_last.then(|| sent.clone()));
+            framer.leave(&mut half);
+            moves += u32::from(half.bytes.as_ptr() != place);
+            place = half.bytes.as_ptr();
+        }
+        assert!(half.bytes.is_empty());
+        assert!(moves <= 24, "{moves}");
+    }
+
+    #[test]
+    fn a_half_that_became_too_long_is_a_fault() {
+        let mut framer = Framer::new(MAX_FRAME);
+        let mut half = Half::default();
+        for (limit, fault) in [(MAX_FRAME, None), (STRANGER_FRAME, Some(FramingFault::TooLong))] {
+            framer.begin(limit);
+            framer.space()[..30].copy_from_slice(&channel_data(60_000)[..30]);
+            framer.filled(30);
+            framer.join(&mut half);
+            assert_eq!(framer.next_frame().err(), fault);
+            framer.leave(&mut half);
+        }
     }
 
     #[test]

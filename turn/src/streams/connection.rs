@@ -13,9 +13,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
-use turn_core::framing::{Framer, MAX_FRAME, STRANGER_FRAME};
+use turn_core::framing::{Framer, Half, MAX_FRAME, STRANGER_FRAME};
 use turn_core::wire::{FiveTuple, Kind, Transport, demux};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroize;
 
 pub struct Connection {
     pub socket: TcpStream,
@@ -33,8 +33,7 @@ pub struct Connection {
     pub doom: Option<StreamEvent>,
     layer: Layer,
     queue: WriteQueue,
-    /// Half a frame.
-    rest: Zeroizing<Vec<u8>>,
+    half: Half,
     wait: Wait,
     /// When this wait began.
     since: Duration,
@@ -91,7 +90,7 @@ impl Connection {
             doom: None,
             layer: Layer::Unknown,
             queue: WriteQueue::default(),
-            rest: Zeroizing::default(),
+            half: Half::default(),
             wait: Wait::Handshake,
             since: now,
             blocked_since: None,
@@ -124,8 +123,12 @@ impl Connection {
 
     /// Reads once. What came stands in the framer, behind what was left of the last time.
     pub fn read(&mut self, framer: &mut Framer, scratch: &mut [u8], tls: Option<&Arc<ServerConfig>>, now: Duration) {
-        framer.begin(&self.rest, if self.is_member { MAX_FRAME } else { STRANGER_FRAME });
-        self.rest = Zeroizing::default();
+        framer.begin(if self.is_member { MAX_FRAME } else { STRANGER_FRAME });
+        self.read_into(framer, scratch, tls, now);
+        framer.join(&mut self.half);
+    }
+
+    fn read_into(&mut self, framer: &mut Framer, scratch: &mut [u8], tls: Option<&Arc<ServerConfig>>, now: Duration) {
         let most = if self.is_member { READ } else { STRANGER_READ };
         if let Layer::Plain = self.layer {
             let place = framer.space().get_mut(..most).unwrap_or_default();
@@ -156,8 +159,8 @@ impl Connection {
     }
 
     /// What is left in the framer after the last whole frame.
-    pub fn keep(&mut self, rest: &[u8]) {
-        self.rest = Zeroizing::new(rest.to_vec());
+    pub fn keep(&mut self, framer: &Framer) {
+        framer.leave(&mut self.half);
     }
 
     /// It has sent a STUN message.

@@ -228,7 +228,7 @@ impl Table {
             fault,
         } = received;
         if let Some(connection) = self.connections.get_mut(stream as usize) {
-            connection.keep(framer.rest());
+            connection.keep(&framer);
             connection.is_member = is_member;
             if has_message {
                 connection.has_sent_message(now);
