@@ -128,6 +128,12 @@ pub struct Posts {
     list: Vec<(Recipient, Range<usize>)>,
 }
 
+impl Drop for Posts {
+    fn drop(&mut self) {
+        self.forget();
+    }
+}
+
 /// Frames that wait, and their bytes, at most: the streams take them between two events.
 const POSTS: usize = 1_024;
 const POST_BYTES: usize = 1 << 20;
@@ -149,6 +155,14 @@ impl Posts {
 
     pub const fn is_empty(&self) -> bool {
         self.list.is_empty()
+    }
+
+    fn forget(&mut self) {
+        // Not the vectors themselves, which would overwrite all their room, a mebibyte, each time.
+        self.bytes.as_mut_slice().zeroize();
+        self.list.iter_mut().for_each(|(to, _)| to.zeroize());
+        self.bytes.clear();
+        self.list.clear();
     }
 
     /// False if there is no room.
@@ -411,10 +425,9 @@ impl Plane {
         Some(std::mem::replace(&mut self.posts, spare))
     }
 
-    /// Their room serves again.
+    /// Their room serves again, and says nothing of who had it.
     pub fn give_back(&mut self, mut posts: Posts) {
-        posts.bytes.clear();
-        posts.list.clear();
+        posts.forget();
         self.spare_posts = Some(posts);
     }
 

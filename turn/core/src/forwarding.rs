@@ -36,7 +36,7 @@ pub enum Route {
 }
 
 /// A client and the shard that owns it: over UDP any shard can send, over streams only that one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Zeroize)]
 pub struct Recipient {
     pub client: FiveTuple,
     pub shard: u16,
