@@ -107,6 +107,11 @@ impl Relay {
 
             [shard]
             count = 2
+
+            // Longer than anybody here waits: a busy machine must not end a handshake that it has not let begin.
+            [streams]
+            handshake = "60s"
+            first_message = "60s"
         };
         let (ip, port) = (self.address.ip().to_string(), i64::from(self.address.port()));
         set(&mut settings, "listen.addresses", Value::Array(vec![ip.into()]));

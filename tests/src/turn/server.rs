@@ -498,6 +498,11 @@ pub fn relay_settings(ip: Ipv4Addr) -> Table {
         [shard]
         count = 2
 
+        // A test has more patience than a relay, or a busy machine ends a handshake that it has not let begin.
+        [streams]
+        handshake = "60s"
+        first_message = "60s"
+
         [ops]
         metrics_period = "0s"
 
