@@ -76,6 +76,25 @@ impl Field {
     fn run(&mut self, processors: &[usize], load: &Load) -> Outcome {
         run(&mut self.crowds, self.server.process(), processors, load)
     }
+
+    /// A load that fell behind its schedule shows what the machine did, not what the server does: then once more, a few times.
+    fn run_in_time(&mut self, processors: &[usize], load: &Load) -> Outcome {
+        let mut best = self.run(processors, load);
+        for _ in 1..TRIES {
+            if best.late <= BEARABLE_LATE {
+                break;
+            }
+            let mut again = self.run(processors, load);
+            // What came wrong counts, whenever it came.
+            again.wrong += best.wrong;
+            if again.late < best.late {
+                best = again;
+            } else {
+                best.wrong = again.wrong;
+            }
+        }
+        best
+    }
 }
 
 /// The paces at which packets per processor second are measured.
@@ -159,7 +178,7 @@ pub fn measure(fields: &mut [Field], pattern: &Pattern, processors: &[usize], ti
                         Pace::Saturated => readings[place].saturation,
                     };
                     let load = pattern.load(rate, times, times.measured / SLICES as u32);
-                    outcomes[place].merge(&fields[place].run(processors, &load));
+                    outcomes[place].merge(&fields[place].run_in_time(processors, &load));
                 }
             }
             // The first round only makes everything warm.
@@ -174,24 +193,35 @@ pub fn measure(fields: &mut [Field], pattern: &Pattern, processors: &[usize], ti
     readings
 }
 
-/// The highest paced rate that loses nothing to speak of. Begins at what comes through when far too much is sent.
+/// The highest paced rate that loses nothing to speak of. Begins at what comes through when far too much is sent, goes up by what its
+/// processors have left, and then halves the distance between what went and what did not.
 fn saturation(field: &mut Field, pattern: &Pattern, processors: &[usize], times: Times) -> f64 {
     let measured = times.measured.min(Duration::from_millis(200));
-    let mut probe = |rate: f64| {
-        let outcome = field.run(processors, &pattern.load(rate, times, measured));
-        let is_carried = outcome.loss() < BEARABLE_LOSS && outcome.per_second() > rate * 0.97;
-        (is_carried, outcome.per_second().max(LEAST))
-    };
-    let mut rate = probe(if pattern.burst > 1 { 4_000_000.0 } else { 1_500_000.0 }).1;
-    let mut carried = None;
+    let too_much = if pattern.burst > 1 { 4_000_000.0 } else { 1_500_000.0 };
+    let flood = field.run(processors, &pattern.load(too_much, times, measured));
+    let mut rate = flood.per_second().max(LEAST);
+    let (mut carried, mut refused) = (None, None);
     for _ in 0..PROBES {
-        if probe(rate).0 {
-            carried = Some(rate);
-            rate *= STEP;
-        } else if let Some(carried) = carried {
-            return carried;
-        } else {
-            rate /= STEP;
+        let load = pattern.load(rate, times, measured);
+        let is_carried = |outcome: &Outcome| outcome.loss() < BEARABLE_LOSS && outcome.per_second() > rate * 0.97;
+        // One moment in which the machine stands still would look like a loss of the server's.
+        let outcome = (0..TRIES).map(|_| field.run(processors, &load)).find(is_carried);
+        match outcome {
+            Some(outcome) => {
+                carried = Some(rate);
+                let busy = outcome.busy() / field.server.threads as f64;
+                rate *= (1.0 / busy.max(0.1)).clamp(STEP, 2.0);
+            }
+            None => {
+                refused = Some(rate);
+                rate /= STEP;
+            }
+        }
+        if let (Some(carried), Some(refused)) = (carried, refused) {
+            if refused < carried * STEP * STEP {
+                break;
+            }
+            rate = (carried * refused).sqrt();
         }
     }
     carried.unwrap_or(rate)
@@ -204,3 +234,7 @@ const LEAST: f64 = 10_000.0;
 const BEARABLE_LOSS: f64 = 0.005;
 const STEP: f64 = 1.05;
 const PROBES: usize = 12;
+/// Of a probe that fails, or a slice that is late.
+const TRIES: usize = 4;
+/// Two ticks.
+const BEARABLE_LATE: Duration = Duration::from_millis(2);

@@ -33,6 +33,8 @@ impl Kind {
 pub struct Server {
     pub kind: Kind,
     pub address: SocketAddrV4,
+    /// How many processors' worth it can work.
+    pub threads: usize,
     child: Child,
 }
 
@@ -62,7 +64,13 @@ impl Place {
             .stderr(log)
             .spawn()
             .expect("util-linux is essential on Debian");
-        let mut server = Server { kind, address, child };
+        let threads = self.threads;
+        let mut server = Server {
+            kind,
+            address,
+            threads,
+            child,
+        };
         server.wait_until_it_answers(&folder);
         server
     }
