@@ -194,8 +194,8 @@ struct Entry {
     client: FiveTuple,
     relays: [Option<RelayAddr>; 2],
     expires: Seconds,
-    permissions: Vec<Permitted>,
-    channels: Vec<Bound>,
+    permissions: Few<Permitted>,
+    channels: Few<Bound>,
     /// States of the two rates.
     up: u64,
     down: u64,
@@ -224,6 +224,39 @@ impl Drop for Entry {
         self.relays.zeroize();
         self.permissions.zeroize();
         self.channels.zeroize();
+    }
+}
+
+/// A list whose first item lies where the list does: most clients talk to one peer, and their packets then look at one place in memory.
+#[derive(Zeroize)]
+struct Few<T: Zeroize> {
+    first: Option<T>,
+    others: Vec<T>,
+}
+
+impl<T: Copy + Zeroize> Few<T> {
+    const EMPTY: Self = Self {
+        first: None,
+        others: Vec::new(),
+    };
+
+    fn iter(&self) -> impl Iterator<Item = &T> {
+        self.first.iter().chain(&self.others)
+    }
+
+    /// Overwrites the list; room grows before anything is in it.
+    fn refill(&mut self, mut items: impl Iterator<Item = T>) {
+        self.zeroize();
+        self.first = items.next();
+        for item in items {
+            if self.others.len() == self.others.capacity() {
+                let mut larger = Vec::with_capacity(self.others.len() + self.others.len().max(1));
+                larger.extend_from_slice(&self.others);
+                std::mem::swap(&mut self.others, &mut larger);
+                larger.zeroize();
+            }
+            self.others.push(item);
+        }
     }
 }
 
@@ -375,8 +408,8 @@ impl Forwarding {
                 client: view.client,
                 relays: [None; 2],
                 expires: view.expires,
-                permissions: Vec::new(),
-                channels: Vec::new(),
+                permissions: Few::EMPTY,
+                channels: Few::EMPTY,
                 up: 0,
                 down: 0,
             };
@@ -391,10 +424,9 @@ impl Forwarding {
             return;
         };
         entry.expires = view.expires;
-        refill(
-            &mut entry.permissions,
-            view.permissions.map(|(peer, until)| Permitted { peer, until: until.0 }),
-        );
+        entry
+            .permissions
+            .refill(view.permissions.map(|(peer, until)| Permitted { peer, until: until.0 }));
         let (permissions, relays) = (&entry.permissions, &self.index.relays);
         let bound = view.channels.map(|(number, peer, until)| Bound {
             number: number.raw(),
@@ -406,7 +438,7 @@ impl Forwarding {
                 .map_or(0, |permitted| permitted.until),
             local: relays.relay_of(peer.socket()),
         });
-        refill(&mut entry.channels, bound);
+        entry.channels.refill(bound);
         let before = std::mem::replace(&mut entry.relays, view.relays);
         let words = words_of(entry, self.shard, &self.index.relays);
         for relay in before
@@ -573,20 +605,6 @@ impl Entry {
     }
 }
 
-/// Overwrites the list; room grows before anything is in it.
-fn refill<T: Copy + Zeroize>(list: &mut Vec<T>, items: impl Iterator<Item = T>) {
-    list.zeroize();
-    for item in items {
-        if list.len() == list.capacity() {
-            let mut larger = Vec::with_capacity(list.len() + list.len().max(1));
-            larger.extend_from_slice(list);
-            std::mem::swap(list, &mut larger);
-            larger.zeroize();
-        }
-        list.push(item);
-    }
-}
-
 fn hash_of(key: &HashKey, entries: &[Option<Box<Entry>>], place: u32) -> u64 {
     match entries.get(place as usize) {
         Some(Some(entry)) => key.of_client(&entry.client),
@@ -681,7 +699,7 @@ fn words_of(entry: &Entry, shard: u16, relays: &RelayTable) -> [u64; WORDS] {
     let (expiry, others) = others.split_at_mut(PERMISSIONS - EXPIRY);
     expiry.copy_from_slice(&[IN_USE | u64::from(entry.expires.0)]);
     let (permissions, channels) = others.split_at_mut(CHANNELS - PERMISSIONS);
-    for permitted in &entry.permissions {
+    for permitted in entry.permissions.iter() {
         if let Some(number) = relays.number_of(permitted.peer.ip())
             && let Some(word) = permissions.get_mut(usize::from(number / 2))
         {
