@@ -120,6 +120,32 @@ pub fn xchacha_open(key: &[u8; 32], sealed: &[u8]) -> Option<Vec<u8>> {
     XChaCha20Poly1305::new(key.into()).decrypt(nonce.into(), sealed).ok()
 }
 
+/// Encrypts in place. The tag holds `context` too: what was sealed in one place does not open in another.
+pub fn xchacha_seal_in_place(
+    key: &Secret<[u8; 32]>,
+    nonce: &[u8; NONCE],
+    context: &[u8],
+    text: &mut [u8],
+) -> [u8; TAG] {
+    XChaCha20Poly1305::new(key.expose().into())
+        .encrypt_inout_detached(nonce.into(), context, text.into())
+        .expect("the text is far below the cipher's 256 GiB")
+        .into()
+}
+
+/// Decrypts in place; false leaves the bytes as they were.
+pub fn xchacha_open_in_place(
+    key: &Secret<[u8; 32]>,
+    nonce: &[u8; NONCE],
+    context: &[u8],
+    text: &mut [u8],
+    tag: &[u8; TAG],
+) -> bool {
+    XChaCha20Poly1305::new(key.expose().into())
+        .decrypt_inout_detached(nonce.into(), context, text.into(), tag.into())
+        .is_ok()
+}
+
 /// nonce (12) ‖ ciphertext ‖ tag.
 pub fn aes_gcm_seal(key: &[u8; 32], nonce: &[u8; 12], plaintext: &[u8]) -> Vec<u8> {
     let sealed = Aes256Gcm::new(key.into())
@@ -208,6 +234,24 @@ mod tests {
         assert!(!receiver.open_in_place(&[4; 24], &mut copy, &tag));
         assert!(receiver.open_in_place(&[3; 24], &mut text, &tag));
         assert_eq!(&text, b"message");
+    }
+
+    #[test]
+    fn what_is_sealed_in_place_opens_in_its_own_context_only() {
+        let (key, nonce) = (Secret::new([1; 32]), [2; 24]);
+        let mut text = *b"a row";
+        let tag = xchacha_seal_in_place(&key, &nonce, b"here", &mut text);
+        let sealed = text;
+        assert!(!xchacha_open_in_place(&key, &nonce, b"there", &mut text, &tag));
+        assert_eq!(text, sealed, "a refused text is as it was");
+        assert!(xchacha_open_in_place(&key, &nonce, b"here", &mut text, &tag));
+        assert_eq!(&text, b"a row");
+        // Without a context it is what `xchacha_seal` makes.
+        let tag = xchacha_seal_in_place(&key, &nonce, b"", &mut text);
+        assert_eq!(
+            [&nonce[..], &text, &tag].concat(),
+            xchacha_seal(&[1; 32], &nonce, b"a row")
+        );
     }
 
     #[test]

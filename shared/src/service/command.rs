@@ -9,7 +9,7 @@ use super::config::{Faults, Warnings};
 use super::hygiene;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -82,6 +82,40 @@ pub fn make_secret_file(path: &Path, contents: &[u8]) -> io::Result<bool> {
     }
 }
 
+/// Puts a file that only its owner reads in the place of one, at once and whole: whoever reads sees the old one or the new one. The new
+/// one has the owner of the old one, whose bytes are overwritten; a disk may keep copies of its own.
+pub fn replace_secret_file(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let old = match OpenOptions::new().write(true).open(path) {
+        Ok(old) => Some(old),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+    name.push(".new");
+    let new = path.with_file_name(name);
+    // What an attempt that was cut off has left may be shorter, or have other rights.
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    if let Some(old) = &old {
+        let (owner, ours) = (old.metadata()?, file.metadata()?);
+        if (owner.uid(), owner.gid()) != (ours.uid(), ours.gid()) {
+            fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+        }
+    }
+    write_whole(file, contents, &new)?;
+    std::fs::rename(&new, path)?;
+    File::open(folder_of(path))?.sync_all()?;
+    if let Some(mut old) = old {
+        let length = usize::try_from(old.metadata()?.len()).unwrap_or(0).min(LONGEST_WIPED);
+        old.write_all(&vec![0; length])?;
+        old.sync_all()?;
+    }
+    Ok(())
+}
+
 fn write_whole(mut file: File, contents: &[u8], path: &Path) -> io::Result<()> {
     let written = file
         .write_all(contents)
@@ -100,10 +134,14 @@ fn folder_of(path: &Path) -> &Path {
         .unwrap_or(Path::new("."))
 }
 
+/// Longer than anything that is replaced.
+const LONGEST_WIPED: usize = 16 << 20;
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::service::config::Fault;
+    use std::io::Read;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
@@ -116,6 +154,23 @@ mod tests {
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
         assert!(make_secret_file(&path.join("under a file"), b"x").is_err());
+    }
+
+    #[test]
+    fn a_replaced_secret_is_whole_its_owners_and_leaves_nothing_of_the_old_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        replace_secret_file(&path, b"the first, and longer").unwrap();
+        let mut first = File::open(&path).unwrap();
+        // Left by an attempt that was cut off, with rights for everybody.
+        std::fs::write(folder.path().join("secret.new"), "half").unwrap();
+        replace_secret_file(&path, b"second").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"second");
+        let mut left = Vec::new();
+        first.read_to_end(&mut left).unwrap();
+        assert_eq!(left, [0; 21], "the old file is overwritten");
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

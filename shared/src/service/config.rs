@@ -13,7 +13,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 /// One settings file while its sections are taken out of it.
 ///
@@ -66,7 +66,7 @@ impl SettingsFile {
                 expected: error.message().lines().collect::<Vec<_>>().join(", "),
             }
         })?;
-        make_paths_absolute(&mut sections, folder);
+        make_paths_absolute(&mut sections, folder, credentials().as_deref());
         Ok(Self {
             folder: folder.into(),
             sections,
@@ -140,6 +140,12 @@ impl SettingsFile {
     pub fn key_32(&mut self, place: &str, path: &Path) -> Option<Secret<[u8; 32]>> {
         let key = read_key_32(path);
         self.collect(place, path, key)
+    }
+
+    /// The keys in the file that the setting `place` names, one a line, at most `most`; a fault is collected.
+    pub fn keys_32(&mut self, place: &str, path: &Path, most: usize) -> Option<Vec<Secret<[u8; 32]>>> {
+        let keys = read_keys_32(path, most);
+        self.collect(place, path, keys)
     }
 
     /// The bytes of a file that anybody may read, such as a certificate, at most `limit`; a fault is collected.
@@ -267,6 +273,25 @@ pub fn read_key_32(path: &Path) -> Result<Secret<[u8; 32]>, FileFault> {
     key.map(Secret::new)
 }
 
+/// As [`read_key_32`], one key a line, at most `most`; lines without anything do not count.
+pub fn read_keys_32(path: &Path, most: usize) -> Result<Vec<Secret<[u8; 32]>>, FileFault> {
+    let bytes = Zeroizing::new(read_bounded(path, KEY_FILE_LIMIT.saturating_mul(most))?);
+    let lines: Vec<&[u8]> = bytes
+        .split(|byte| *byte == b'\n')
+        .map(<[u8]>::trim_ascii)
+        .filter(|line| !line.is_empty())
+        .collect();
+    // Raw bytes may hold a line end anywhere.
+    if bytes.len() == 32 || lines.len() < 2 {
+        return parse_key_32(&bytes).map(|key| vec![Secret::new(key)]);
+    }
+    if lines.len() > most {
+        return Err(FileFault::WrongLength { found: bytes.len() });
+    }
+    let keys = lines.into_iter().map(|line| parse_key_32(line).map(Secret::new));
+    keys.collect()
+}
+
 fn parse_key_32(bytes: &[u8]) -> Result<[u8; 32], FileFault> {
     let key = match <[u8; 32]>::try_from(bytes) {
         // 32 random bytes are all printable once in 10^13 keys; a sentence in the place of a key always is.
@@ -387,25 +412,38 @@ fn printable_path(path: &Path, folder: &Path) -> String {
     }
 }
 
-/// `path` and everything that ends in `_file` starts at the folder of the settings.
-fn make_paths_absolute(dict: &mut Dict, folder: &Path) {
+/// `path` and everything that ends in `_file` starts at the folder of the settings, or at that of systemd's credentials.
+fn make_paths_absolute(dict: &mut Dict, folder: &Path, credentials: Option<&Path>) {
     for (key, value) in dict.iter_mut() {
         match value {
             // An empty path would become the folder itself; left empty, it fails as what it is.
             Value::String(_, text) if (key == "path" || key.ends_with("_file")) && !text.is_empty() => {
-                *text = folder.join(text.as_str()).to_string_lossy().into_owned();
+                *text = match text.strip_prefix(CREDENTIALS) {
+                    // Without credentials the name stays as it is, and says what is missing.
+                    Some(name) => credentials.map_or_else(|| text.clone(), |folder| starting_at(folder, name)),
+                    None => starting_at(folder, text),
+                };
             }
-            Value::Dict(_, inner) => make_paths_absolute(inner, folder),
+            Value::Dict(_, inner) => make_paths_absolute(inner, folder, credentials),
             Value::Array(_, items) => {
                 for item in items {
                     if let Value::Dict(_, inner) = item {
-                        make_paths_absolute(inner, folder);
+                        make_paths_absolute(inner, folder, credentials);
                     }
                 }
             }
             _ => {}
         }
     }
+}
+
+fn starting_at(folder: &Path, path: &str) -> String {
+    folder.join(path).to_string_lossy().into_owned()
+}
+
+/// Where systemd puts what `LoadCredential=` and its like name (systemd.exec(5)). A place, never a secret.
+fn credentials() -> Option<PathBuf> {
+    std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
 }
 
 /// Reads `T` again and again, each time without the key that was at fault, until nothing new is found.
@@ -613,6 +651,8 @@ fn edits(a: &str, b: &str) -> usize {
 
 /// Bytes of a settings file; the longest example has 6,000.
 const SETTINGS_LIMIT: usize = 1 << 20;
+/// How the path of a credential begins in the settings.
+const CREDENTIALS: &str = "$CREDENTIALS_DIRECTORY/";
 /// Bytes of a key file: 64 hex digits and some white space.
 const KEY_FILE_LIMIT: usize = 256;
 /// 32 random bytes hold fewer than this many different ones less than once in 10^25 keys.
@@ -702,6 +742,49 @@ mod tests {
             (Duration::from_secs(15), Level::Warn)
         );
         assert!(http.names.is_empty());
+    }
+
+    #[test]
+    fn a_path_may_start_at_the_credentials_of_systemd() {
+        let text = "[store]\nkey_file = '$CREDENTIALS_DIRECTORY/rows'\npath = 'rows.db'";
+        let path = |credentials: Option<&str>, key: &str| {
+            let mut sections: Dict = Toml::from_str(text).expect("test text is TOML");
+            make_paths_absolute(&mut sections, Path::new("/etc"), credentials.map(Path::new));
+            let store = sections.get("store").and_then(Value::as_dict).expect("a section");
+            store.get(key).and_then(Value::as_str).map(str::to_owned)
+        };
+        assert_eq!(path(Some("/run/c"), "key_file").as_deref(), Some("/run/c/rows"));
+        assert_eq!(path(None, "key_file").as_deref(), Some("$CREDENTIALS_DIRECTORY/rows"));
+        assert_eq!(path(Some("/run/c"), "path").as_deref(), Some("/etc/rows.db"));
+    }
+
+    #[test]
+    fn a_key_file_may_hold_several_keys_a_line_each() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("keys");
+        let read = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).expect("ours");
+            let keys = read_keys_32(&path, 2)?;
+            Ok(keys.iter().map(|key| hex::encode(key.expose())).collect::<Vec<_>>())
+        };
+        let key = |first: u8| hex::encode((0..32).map(|n| n * 5 + first).collect::<Vec<u8>>());
+        let (one, two) = (key(3), key(90));
+        assert_eq!(read(format!("{one}\n").as_bytes()), Ok(vec![one.clone()]));
+        assert_eq!(
+            read(format!("\n{one}\r\n\n {two}\n").as_bytes()),
+            Ok(vec![one.clone(), two.clone()])
+        );
+        let raw: Vec<u8> = (0..32).map(|n| n * 7 + 10).collect();
+        assert_eq!(
+            read(&raw),
+            Ok(vec![hex::encode(&raw)]),
+            "raw bytes, a line end among them"
+        );
+        let three = format!("{one}\n{two}\n{}", "01".repeat(32));
+        assert!(matches!(read(three.as_bytes()), Err(FileFault::WrongLength { .. })));
+        let odd = format!("{one}\nkey");
+        assert!(matches!(read(odd.as_bytes()), Err(FileFault::WrongLength { found: 3 })));
+        assert!(matches!(read(b""), Err(FileFault::WrongLength { found: 0 })));
     }
 
     #[test]
