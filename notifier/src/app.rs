@@ -4,6 +4,7 @@
 
 mod audit;
 mod desk;
+pub mod keys;
 mod relay;
 mod trial;
 
@@ -19,6 +20,7 @@ use crate::store::{StoreError, SubscriptionStore};
 use crate::watcher;
 use bytes::Bytes;
 use desk::{Desk, Records};
+use keys::KeyKeeper;
 use notifier_core::account::Service;
 use notifier_core::fanout::Mark;
 use notifier_core::omq::Identity;
@@ -73,6 +75,17 @@ pub enum StartError {
     TaskEnded(&'static str),
 }
 
+impl StartError {
+    /// Whether starting again would change nothing.
+    pub const fn is_of_settings(&self) -> bool {
+        match self {
+            Self::Store(fault) => fault.is_of_settings(),
+            Self::Outbox(fault) => fault.is_of_settings(),
+            _ => false,
+        }
+    }
+}
+
 /// Runs until SIGTERM or SIGINT, then drains. SIGHUP reads the file again.
 pub async fn run(settings: Settings, settings_file: &Path) -> Result<(), StartError> {
     let metrics = telemetry::install(settings.log)?;
@@ -112,8 +125,9 @@ pub async fn run(settings: Settings, settings_file: &Path) -> Result<(), StartEr
 
     let window = settings.fanout.window;
     let mark_key = settings.lookup_key.derive("marks of messages");
-    let store: Arc<dyn SubscriptionStore> = Arc::new(SqliteStore::open(&settings.store, settings.lookup_key).await?);
-    let file = OutboxFile::open(&settings.outbox).await?;
+    let store: Arc<dyn SubscriptionStore> =
+        Arc::new(SqliteStore::open(&settings.store, settings.lookup_key, &settings.row_keys).await?);
+    let mut file = OutboxFile::open(&settings.outbox, &settings.row_keys).await?;
     let mut seen = Vec::new();
     let since_ms = unix_ms().saturating_sub(i64::try_from(window.as_millis()).unwrap_or(i64::MAX));
     file.load_marks(since_ms, |mark| seen.push((Mark::from_bytes(mark.mark), mark.at_ms)))
@@ -180,6 +194,7 @@ pub async fn run(settings: Settings, settings_file: &Path) -> Result<(), StartEr
     let (incoming, incoming_inbox) = mpsc::channel(INCOMING);
     let (dead, dead_inbox) = mpsc::channel(EFFECTS);
     let (told, told_inbox) = mpsc::channel(COMMANDS * 4);
+    let (ring, current_ring) = watch::channel(Arc::new(settings.row_keys));
     let (watcher, stream) = watcher::spawn(watcher::Parts {
         watch: settings.watcher.watch(),
         link: settings.watcher.link(),
@@ -192,6 +207,7 @@ pub async fn run(settings: Settings, settings_file: &Path) -> Result<(), StartEr
             .collect(),
         seeds: settings.seeds,
         node_list_file: settings.watcher.node_list_file.clone(),
+        keys: current_ring,
         refresh_interval: settings.watcher.refresh_interval,
         max_list_change: settings.watcher.max_list_change,
         records: Records {
@@ -233,6 +249,13 @@ pub async fn run(settings: Settings, settings_file: &Path) -> Result<(), StartEr
         trials,
     ));
     let checking = webpush.map(|way| tokio::spawn(check_endpoints(way, checks, Arc::clone(&desk), timeout)));
+    let keeper = KeyKeeper {
+        path: settings.row_key_file,
+        store: Arc::clone(&store),
+        outbox: outbox.handle.clone(),
+        ring,
+    };
+    let keeping_keys = tokio::spawn(keeper.keep());
     let housekeeping = tokio::spawn(Arc::clone(&desk).keep_house(told_inbox, EXPIRED_ROWS_EVERY));
     let effects_task = guard.spawn("effects", hear_effects(told_effects, dead));
 
@@ -292,6 +315,7 @@ pub async fn run(settings: Settings, settings_file: &Path) -> Result<(), StartEr
         }
         log_end("effects", effects_task.await);
         housekeeping.abort();
+        keeping_keys.abort();
         if let Some(checking) = checking {
             checking.abort();
         }

@@ -3,6 +3,8 @@
 //! In: arguments, a settings file, a folder for keys. Out: what to run, or a report and an exit code. Never: prints a secret key,
 //! or writes over a file.
 
+use crate::keyring::file::MOST_KEYS;
+use crate::store::row_key_beside;
 use crate::{dispatch, watcher};
 use clap::{Args, Parser, Subcommand};
 use notifier_core::account::{DeviceToken, Service};
@@ -13,7 +15,7 @@ use quietline_shared::crypto::x25519_public;
 use quietline_shared::redact::Secret;
 pub use quietline_shared::service::command::{Exit, report_audit, report_faults, report_warnings};
 use quietline_shared::service::command::{make_secret_file, report_memory};
-use quietline_shared::service::config::{Faults, FileFault, SettingsFile, Warnings, read_key_32};
+use quietline_shared::service::config::{Faults, FileFault, SettingsFile, Warnings, read_keys_32};
 use serde::Deserialize;
 use std::ffi::OsString;
 use std::fs::File;
@@ -61,6 +63,8 @@ pub enum Command {
     },
     /// Make the keys that do not exist yet and print the public ones.
     Keygen(Keygen),
+    /// Seal everything under a new row key and destroy the old one, beside a running service or without one. Goes on where it was cut off.
+    RotateKey(RotateKey),
     /// Send one test notification to one device and say what its push service answers. Starts nothing, changes nothing.
     Push(PushOnce),
 }
@@ -78,6 +82,16 @@ pub struct PushOnce {
     pub token_file: PathBuf,
 }
 
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct RotateKey {
+    /// The settings, TOML.
+    #[arg(long, value_name = "FILE")]
+    pub settings: PathBuf,
+    /// The file of the row keys, where the settings name a credential of systemd.
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+}
+
 fn service(name: &str) -> Result<Service, String> {
     Service::from_name(name).ok_or_else(|| {
         let names: Vec<_> = Service::ALL.into_iter().map(Service::name).collect();
@@ -91,7 +105,7 @@ pub struct Keygen {
     /// Make the keys at the places these settings name.
     #[arg(long, value_name = "FILE")]
     pub settings: Option<PathBuf>,
-    /// Make the keys onion, link and lookup in this folder.
+    /// Make the keys onion, link, lookup, rows and vapid in this folder.
     #[arg(long, value_name = "DIR")]
     pub folder: Option<PathBuf>,
 }
@@ -175,7 +189,8 @@ pub fn keygen(wish: &Keygen, out: &mut dyn Write, errors: &mut dyn Write) -> io:
     };
     let mut exit = Exit::Done;
     for (key, path) in places.all() {
-        match make_key(path) {
+        let most = if matches!(key, Key::Rows) { MOST_KEYS } else { 1 };
+        match make_key(path, most) {
             Ok(Made { secret, new }) => {
                 let done = if new { "made" } else { "kept" };
                 writeln!(out, "{} key {done}: {}", key.name(), path.display())?;
@@ -197,6 +212,7 @@ enum Key {
     Onion,
     Link,
     Lookup,
+    Rows,
     Vapid,
 }
 
@@ -206,6 +222,7 @@ impl Key {
             Self::Onion => "onion",
             Self::Link => "link",
             Self::Lookup => "lookup",
+            Self::Rows => "rows",
             Self::Vapid => "vapid",
         }
     }
@@ -214,7 +231,7 @@ impl Key {
     fn public_half(self, secret: &Secret<[u8; 32]>) -> Option<String> {
         match self {
             Self::Onion | Self::Link => Some(hex::encode(x25519_public(secret))),
-            Self::Lookup => None,
+            Self::Lookup | Self::Rows => None,
             Self::Vapid => Vapid::new(secret, "mailto:").map(|vapid| vapid.public_key()),
         }
     }
@@ -225,6 +242,7 @@ struct Places {
     onion: PathBuf,
     link: PathBuf,
     lookup: PathBuf,
+    rows: PathBuf,
     /// Only where Web Push is on offer.
     vapid: Option<PathBuf>,
 }
@@ -240,6 +258,7 @@ impl Places {
                     onion: at(Key::Onion),
                     link: at(Key::Link),
                     lookup: at(Key::Lookup),
+                    rows: at(Key::Rows),
                     vapid: Some(at(Key::Vapid)),
                 })
             }
@@ -259,6 +278,7 @@ impl Places {
         #[derive(Deserialize)]
         struct Store {
             lookup_key_file: PathBuf,
+            row_key_file: Option<PathBuf>,
         }
         #[derive(Deserialize)]
         struct Dispatch {
@@ -280,6 +300,9 @@ impl Places {
                 let places = Self {
                     onion: http.onion_key_file,
                     link: watcher.key_file,
+                    rows: store
+                        .row_key_file
+                        .unwrap_or_else(|| row_key_beside(&store.lookup_key_file)),
                     lookup: store.lookup_key_file,
                     vapid: webpush.map(|webpush| webpush.key_file),
                 };
@@ -297,7 +320,10 @@ impl Places {
                         "a file of its own",
                     );
                 }
-                let others = [&places.onion, &places.link, &places.lookup];
+                if [&places.onion, &places.link, &places.lookup].contains(&&places.rows) {
+                    file.fault("store.row_key_file", "is the file of another key", "a file of its own");
+                }
+                let others = [&places.onion, &places.link, &places.lookup, &places.rows];
                 if places.vapid.as_ref().is_some_and(|vapid| others.contains(&vapid)) {
                     file.fault(
                         "dispatch.webpush.key_file",
@@ -319,6 +345,7 @@ impl Places {
             (Key::Onion, Some(&self.onion)),
             (Key::Link, Some(&self.link)),
             (Key::Lookup, Some(&self.lookup)),
+            (Key::Rows, Some(&self.rows)),
             (Key::Vapid, self.vapid.as_ref()),
         ]
         .into_iter()
@@ -341,20 +368,22 @@ enum KeyFault {
     NoRandomness,
 }
 
-fn make_key(path: &Path) -> Result<Made, KeyFault> {
+fn make_key(path: &Path, most: usize) -> Result<Made, KeyFault> {
     let mut key = [0; 32];
     getrandom::fill(&mut key).map_err(|_| KeyFault::NoRandomness)?;
     let text = format!("{}\n", hex::encode(key));
     let new = make_secret_file(path, text.as_bytes()).map_err(|error| KeyFault::Unwritable(error.kind()))?;
     // Read back in either case: what is printed is what the service will use.
-    let secret = read_key_32(path).map_err(KeyFault::Existing)?;
+    let mut secrets = read_keys_32(path, most).map_err(KeyFault::Existing)?;
+    // There is one at least, the newest first.
+    let secret = secrets.swap_remove(0);
     Ok(Made { secret, new })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use quietline_shared::service::config::Fault;
+    use quietline_shared::service::config::{Fault, read_key_32};
     use std::os::unix::fs::PermissionsExt;
 
     fn run_keygen(wish: &Keygen) -> (Exit, String, String) {
@@ -404,12 +433,21 @@ mod tests {
             parsed("keygen --settings a.toml"),
             Some(Command::Keygen(named_by("a.toml".as_ref())))
         );
+        assert_eq!(
+            parsed("rotate-key --settings a.toml --key-file keys/rows"),
+            Some(Command::RotateKey(RotateKey {
+                settings: "a.toml".into(),
+                key_file: Some("keys/rows".into()),
+            }))
+        );
         for wrong in [
             "",
             "run",
             "check",
             "keygen",
             "keygen --folder a --settings b",
+            "rotate-key",
+            "rotate-key --key-file b",
             "walk",
             "run --settings a b",
         ] {
@@ -420,13 +458,13 @@ mod tests {
     }
 
     #[test]
-    fn keygen_makes_three_different_keys_that_only_their_owner_reads() {
+    fn keygen_makes_different_keys_that_only_their_owner_reads() {
         let folder = tempfile::tempdir().unwrap();
         let keys = folder.path().join("new/keys");
         let (exit, out, errors) = run_keygen(&in_folder(&keys));
         assert_eq!((exit, errors.as_str()), (Exit::Done, ""));
         let mut all = Vec::new();
-        for name in ["onion", "link", "lookup"] {
+        for name in ["onion", "link", "lookup", "rows"] {
             let path = keys.join(name);
             assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{name}");
             let key = read_key_32(&path).unwrap();
@@ -438,7 +476,7 @@ mod tests {
             let public = hex::encode(x25519_public(&key));
             assert_eq!(
                 out.contains(&format!("{name} public key: {public}\n")),
-                name != "lookup",
+                !["lookup", "rows"].contains(&name),
                 "{out}"
             );
             all.push(*key.expose());
@@ -499,7 +537,7 @@ mod tests {
         std::fs::write(&settings, include_str!("../../deploy/notifier.toml")).unwrap();
         let (exit, _, errors) = run_keygen(&named_by(&settings));
         assert_eq!((exit, errors.as_str()), (Exit::Done, ""));
-        for name in ["onion", "link", "lookup"] {
+        for name in ["onion", "link", "lookup", "rows"] {
             assert!(read_key_32(&folder.path().join("keys").join(name)).is_ok(), "{name}");
         }
     }

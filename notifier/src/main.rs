@@ -1,7 +1,8 @@
 //! The program: arguments, exit code, and the runtime that everything else lives in.
 #![forbid(unsafe_code)]
 
-use quietline_notifier::command::{self, Command, Exit, PushOnce};
+use quietline_notifier::app::keys::{self, KeyPlaces};
+use quietline_notifier::command::{self, Command, Exit, PushOnce, RotateKey};
 use quietline_notifier::{app, settings};
 use quietline_shared::service::hygiene;
 use std::alloc::System;
@@ -25,9 +26,10 @@ fn main() -> ExitCode {
     }
     let end = match command {
         Command::Run { settings } => run(&settings, &mut errors),
-        Command::Check { settings } => command::check(&settings, settings::read, &mut out, &mut errors),
+        Command::Check { settings } => check(&settings, &mut out, &mut errors),
         Command::Keygen(wish) => command::keygen(&wish, &mut out, &mut errors),
         Command::Audit { settings, json } => audit(&settings, json, &mut out, &mut errors),
+        Command::RotateKey(wish) => rotate_key(&wish, &mut out, &mut errors),
         Command::Push(wish) => push(&wish, &mut out, &mut errors),
     };
     // An output that is closed leaves nobody to tell.
@@ -39,9 +41,40 @@ fn audit(path: &Path, json: bool, out: &mut dyn Write, errors: &mut dyn Write) -
         Ok((settings, _)) => app::View::of(&settings),
         Err(faults) => return command::report_faults(&faults, errors),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let audit = runtime.block_on(app::audit_now(&view));
+    let audit = runtime()?.block_on(app::audit_now(&view));
     command::report_audit(&audit, json, out)
+}
+
+fn check(settings: &Path, out: &mut (dyn Write + Send), errors: &mut dyn Write) -> io::Result<Exit> {
+    let exit = command::check(settings, settings::read, out, errors)?;
+    if exit == Exit::Done
+        && let Ok(places) = KeyPlaces::read(settings, None)
+    {
+        runtime()?.block_on(keys::report(&places, out))?;
+    }
+    Ok(exit)
+}
+
+fn rotate_key(wish: &RotateKey, out: &mut (dyn Write + Send), errors: &mut dyn Write) -> io::Result<Exit> {
+    let places = match KeyPlaces::read(&wish.settings, wish.key_file.clone()) {
+        Ok(places) => places,
+        Err(faults) => return command::report_faults(&faults, errors),
+    };
+    match runtime()?.block_on(keys::rotate(&places, out)) {
+        Ok(()) => Ok(Exit::Done),
+        Err(fault) => {
+            writeln!(errors, "the exchange has not ended: {fault}")?;
+            Ok(if fault.is_of_settings() {
+                Exit::BadSettings
+            } else {
+                Exit::Failed
+            })
+        }
+    }
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 fn push(wish: &PushOnce, out: &mut dyn Write, errors: &mut dyn Write) -> io::Result<Exit> {
@@ -60,8 +93,7 @@ fn push(wish: &PushOnce, out: &mut dyn Write, errors: &mut dyn Write) -> io::Res
             return Ok(Exit::Failed);
         }
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match runtime.block_on(app::push_once(&dispatch, wish.service, &token)) {
+    match runtime()?.block_on(app::push_once(&dispatch, wish.service, &token)) {
         Ok(outcome) => command::report_push(wish.service, &outcome, out),
         Err(fault) => {
             writeln!(errors, "{fault}")?;
@@ -86,7 +118,11 @@ fn run(path: &Path, errors: &mut dyn Write) -> io::Result<Exit> {
         Ok(()) => Ok(Exit::Done),
         Err(fault) => {
             writeln!(errors, "quietline-notifier does not start: {fault}")?;
-            Ok(Exit::Failed)
+            Ok(if fault.is_of_settings() {
+                Exit::BadSettings
+            } else {
+                Exit::Failed
+            })
         }
     }
 }

@@ -12,11 +12,12 @@ mod load;
 mod report;
 pub mod sqlite;
 
-use crate::sqlite::SqliteFault;
+use crate::keyring::Keyring;
+use crate::sqlite::{ERASE_AFTER, LONGEST_ERASE_AFTER, SqliteFault};
 use clock::SteadyClock;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use journal::{Done, Finished, Journal};
+use journal::{Done, Finished, Journal, KeyChange};
 use load::{Loaded, load};
 use notifier_core::account::Service;
 use notifier_core::lane::LaneSettings;
@@ -27,6 +28,7 @@ use serde::Deserialize;
 use sqlite::{Change, Mark, OutboxReader, OutboxWriter, SeenMark};
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
@@ -42,8 +44,8 @@ pub struct OutboxFile {
 }
 
 impl OutboxFile {
-    pub async fn open(settings: &OutboxSettings) -> Result<Self, OutboxError> {
-        let (writer, reader) = sqlite::open(&settings.path).await?;
+    pub async fn open(settings: &OutboxSettings, keys: &Keyring) -> Result<Self, OutboxError> {
+        let (writer, reader) = sqlite::open(&settings.path, keys, settings.erase_after).await?;
         Ok(Self {
             settings: settings.clone(),
             writer,
@@ -51,14 +53,32 @@ impl OutboxFile {
         })
     }
 
-    /// The marks seen at or after `since_ms` (Unix ms), the oldest first, in batches through `take`.
-    pub async fn load_marks(&self, since_ms: i64, mut take: impl FnMut(SeenMark)) -> Result<(), OutboxError> {
+    /// The marks seen at or after `since_ms` (Unix ms), the oldest first, through `take`.
+    pub async fn load_marks(&mut self, since_ms: i64, mut take: impl FnMut(SeenMark)) -> Result<(), OutboxError> {
         let mut after = 0;
-        while let Some((last, marks)) = self.reader.load_marks(after, since_ms).await? {
-            after = last;
-            marks.into_iter().for_each(&mut take);
+        loop {
+            let batch = self.reader.load_marks(after).await?;
+            let Some(last) = batch.last() else { return Ok(()) };
+            after = last.commit;
+            for seen in batch {
+                let Some(at_ms) = seen.at_ms else { continue };
+                self.writer.note_marks(seen.commit, at_ms);
+                if at_ms >= since_ms {
+                    seen.marks.into_iter().for_each(|mark| take(SeenMark { mark, at_ms }));
+                }
+            }
         }
-        Ok(())
+    }
+
+    /// Moves everything to the newest of the keys it was opened with, while no notifier runs; how many rows.
+    pub async fn change_keys(mut self) -> Result<u64, OutboxError> {
+        let mut moved = 0;
+        while self.writer.has_older() {
+            moved += self.writer.move_rows().await?;
+        }
+        self.reader.close().await;
+        self.writer.close().await;
+        Ok(moved)
     }
 
     /// Takes up what the last run left and starts the task.
@@ -82,7 +102,8 @@ impl OutboxFile {
         }
         let now_ms = unix_ms();
         let clock = SteadyClock::new(Instant::now(), now_ms);
-        let expired = self.writer.remove_expired(now_ms).await?;
+        let marks_since_ms = now_ms.saturating_sub(millis(marks_kept));
+        let expired = self.writer.remove_expired(now_ms, marks_since_ms).await?;
         metrics::counter!("outbox_expired_at_start_total").increment(expired);
         let mut machine = Outbox::new(settings, Seed::new(random.take()), self.writer.next_id().await?);
         let mut after = EntryId(0);
@@ -98,6 +119,7 @@ impl OutboxFile {
         let (orders, order_queue) = mpsc::channel(ACCEPTS);
         let (outcomes, outcome_queue) = mpsc::channel(OUTCOMES);
         let (credentials, credential_queue) = mpsc::channel(CREDENTIALS);
+        let (keys, key_queue) = mpsc::channel(1);
         let (stop, stopped) = oneshot::channel();
         let driver = Driver {
             machine,
@@ -112,12 +134,19 @@ impl OutboxFile {
             marks_kept,
             stop_at: None,
         };
-        let task = tokio::spawn(driver.run(order_queue, outcome_queue, credential_queue, stopped));
+        let queues = Queues {
+            orders: order_queue,
+            outcomes: outcome_queue,
+            credentials: credential_queue,
+            keys: key_queue,
+        };
+        let task = tokio::spawn(driver.run(queues, stopped));
         Ok(Running {
             handle: OutboxHandle {
                 orders,
                 outcomes,
                 credentials,
+                keys,
             },
             stop,
             task,
@@ -161,9 +190,21 @@ pub struct OutboxHandle {
     pub outcomes: mpsc::Sender<(EntryId, Outcome)>,
     /// Services whose credential was exchanged: a stopped lane tries again at once.
     pub credentials: mpsc::Sender<Service>,
+    keys: mpsc::Sender<KeyChange>,
 }
 
 impl OutboxHandle {
+    /// Seals from now on under the newest of these keys, and moves everything to it, a little at a time; how many rows were moved.
+    pub async fn use_keys(&self, keys: &Keyring) -> Result<u64, OutboxError> {
+        let (done, moved) = oneshot::channel();
+        let change = KeyChange {
+            sealer: Arc::new(sqlite::sealer(keys)),
+            done,
+        };
+        self.keys.send(change).await.map_err(|_| OutboxError::Closed)?;
+        moved.await.map_err(|_| OutboxError::Closed)?
+    }
+
     /// Waits until the wakeups and the marks are on disk, both, or refused, both. While the disk is full or fails it waits for
     /// better times. A wakeup that is worthless or finds no room is dropped and counted; its mark stays.
     pub async fn accept(&self, wakeups: Vec<Sealed>, marks: Vec<Mark>) -> Result<(), OutboxError> {
@@ -217,12 +258,21 @@ struct Driver {
     stop_at: Option<Instant>,
 }
 
+/// What others bring to the task.
+struct Queues {
+    orders: mpsc::Receiver<Order>,
+    outcomes: mpsc::Receiver<(EntryId, Outcome)>,
+    credentials: mpsc::Receiver<Service>,
+    keys: mpsc::Receiver<KeyChange>,
+}
+
 enum Event {
     Finished(Finished),
     Outcomes,
     Orders,
     Loaded(Loaded),
     CredentialChanged(Service),
+    KeysChanged(KeyChange),
     EffectPlace(bool),
     Stop(Option<Instant>),
     Tick,
@@ -230,13 +280,13 @@ enum Event {
 }
 
 impl Driver {
-    async fn run(
-        mut self,
-        mut order_queue: mpsc::Receiver<Order>,
-        mut outcome_queue: mpsc::Receiver<(EntryId, Outcome)>,
-        mut credential_queue: mpsc::Receiver<Service>,
-        mut stopped: oneshot::Receiver<Instant>,
-    ) {
+    async fn run(mut self, queues: Queues, mut stopped: oneshot::Receiver<Instant>) {
+        let Queues {
+            orders: mut order_queue,
+            outcomes: mut outcome_queue,
+            credentials: mut credential_queue,
+            keys: mut key_queue,
+        } = queues;
         let mut orders = Vec::with_capacity(ACCEPTS_AT_ONCE);
         let mut outcomes = Vec::with_capacity(OUTCOMES);
         let mut tick = tokio::time::interval(TICK);
@@ -253,6 +303,7 @@ impl Driver {
                 _ = order_queue.recv_many(&mut orders, ACCEPTS_AT_ONCE), if self.takes(&order_queue) => Event::Orders,
                 loaded = next_loaded(&mut self.loading) => Event::Loaded(loaded),
                 Some(service) = credential_queue.recv() => Event::CredentialChanged(service),
+                Some(change) = key_queue.recv() => Event::KeysChanged(change),
                 permit = self.effects_out.reserve(), if !self.effects.is_empty() => Event::EffectPlace(permit.is_ok()),
                 deadline = &mut stopped, if self.stop_at.is_none() => Event::Stop(deadline.ok()),
                 _ = tick.tick() => Event::Tick,
@@ -278,6 +329,7 @@ impl Driver {
                     None => self.machine.handle_unreadable(id),
                 }),
                 Event::CredentialChanged(service) => self.machine.handle_credential_changed(service, now_ms),
+                Event::KeysChanged(change) => self.journal.use_keys(change),
                 Event::EffectPlace(there) => self.hand_over_effects(there),
                 Event::Stop(deadline) => {
                     // Without a deadline whoever ran this is gone.
@@ -363,9 +415,8 @@ impl Driver {
 
     fn tick(&mut self, now_ms: i64) {
         report::report(&self.machine, now_ms);
-        let kept_ms = i64::try_from(self.marks_kept.as_millis()).unwrap_or(i64::MAX);
-        self.journal
-            .forget_marks_before(unix_ms().saturating_sub(kept_ms), Instant::now());
+        let since_ms = unix_ms().saturating_sub(millis(self.marks_kept));
+        self.journal.forget_marks_before(since_ms, Instant::now());
     }
 
     fn now_ms(&mut self) -> i64 {
@@ -453,6 +504,10 @@ impl Random {
     }
 }
 
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
 fn unix_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
@@ -466,6 +521,15 @@ pub struct OutboxSettings {
     pub max_entries: usize,
     /// Wakeup bodies kept in memory, bytes; the rest waits on disk.
     pub memory: usize,
+    /// What is answered or written over is gone from the WAL too after this time. Default 30 s.
+    #[serde(with = "humantime_serde")]
+    pub erase_after: Duration,
+}
+
+impl OutboxSettings {
+    pub fn is_erased_in_time(&self) -> bool {
+        self.erase_after <= LONGEST_ERASE_AFTER
+    }
 }
 
 impl Default for OutboxSettings {
@@ -474,6 +538,7 @@ impl Default for OutboxSettings {
             path: "data/outbox.db".into(),
             max_entries: 1_000_000,
             memory: 64 << 20,
+            erase_after: ERASE_AFTER,
         }
     }
 }
@@ -491,6 +556,8 @@ pub enum OutboxError {
     Damaged,
     #[error("the file of the outbox was written by another version of the notifier")]
     Version,
+    #[error("the file of the outbox is sealed under a key that row_key_file does not hold: put that key back")]
+    ForeignRowKey,
     #[error("the outbox is closed")]
     Closed,
     #[error("the system gives no random numbers")]
@@ -507,6 +574,7 @@ impl OutboxError {
             Self::InUse => "in_use",
             Self::Damaged => "damaged",
             Self::Version => "version",
+            Self::ForeignRowKey => "foreign_row_key",
             Self::Closed => "closed",
             Self::NoRandomness => "no_randomness",
             Self::Internal { .. } => "internal",
@@ -516,6 +584,11 @@ impl OutboxError {
     /// Whether the same wakeups can be accepted later.
     pub const fn is_retryable(self) -> bool {
         matches!(self, Self::DiskFull | Self::Unavailable)
+    }
+
+    /// Whether it stays until somebody changes a setting or a key file.
+    pub const fn is_of_settings(self) -> bool {
+        matches!(self, Self::ForeignRowKey)
     }
 }
 
@@ -527,6 +600,8 @@ impl From<SqliteFault> for OutboxError {
             SqliteFault::InUse => Self::InUse,
             SqliteFault::Damaged => Self::Damaged,
             SqliteFault::Version => Self::Version,
+            SqliteFault::ForeignRowKey => Self::ForeignRowKey,
+            SqliteFault::NoRandomness => Self::NoRandomness,
             SqliteFault::Closed => Self::Closed,
             SqliteFault::Internal { code } => Self::Internal { code },
         }

@@ -3,6 +3,8 @@
 //! In: a path. Out: [`Settings`] with every key read, or every fault. Never: prints what a secret file holds.
 
 use crate::dispatch::{Apns, ApnsSettings, DispatchSettings, Fcm, Huawei, SettingsFault, Webpush};
+use crate::keyring::Keyring;
+use crate::keyring::file::MOST_KEYS;
 use crate::outbox::OutboxSettings;
 use crate::store::StoreSettings;
 use crate::watcher::nodes::SeedSource;
@@ -18,7 +20,7 @@ use quietline_shared::service::lifecycle;
 use quietline_shared::service::telemetry::{LogSettings, OpsSettings};
 use serde::Deserialize;
 use std::num::NonZeroU32;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Everything `run` needs, checked.
@@ -29,6 +31,8 @@ pub struct Settings {
     pub onion_key: Secret<[u8; 32]>,
     pub store: StoreSettings,
     pub lookup_key: store::LookupKey,
+    pub row_key_file: PathBuf,
+    pub row_keys: Keyring,
     pub watcher: watcher::Settings,
     pub seeds: Vec<SeedSource>,
     pub link_key: Secret<[u8; 32]>,
@@ -140,6 +144,7 @@ pub fn read(path: &Path) -> Result<(Settings, Warnings), Faults> {
     let turn = http::read_turn(&mut file);
     let store = file.section::<StoreSettings>("store");
     let lookup_key = key(&mut file, "store.lookup_key_file");
+    let row_keys = row_keys(&mut file);
     let watcher = file.section::<watcher::Settings>("watcher");
     let link_key = key(&mut file, "watcher.key_file");
     let event = file.section::<EventSettings>("event");
@@ -173,16 +178,37 @@ pub fn read(path: &Path) -> Result<(Settings, Warnings), Faults> {
             file.fault(&place, fault.fault.to_string(), "what deploy/notifier.toml shows");
         }
     }
+    for (place, is_in_time) in [
+        (
+            "store.erase_after",
+            store.as_ref().is_none_or(StoreSettings::is_erased_in_time),
+        ),
+        (
+            "outbox.erase_after",
+            outbox.as_ref().is_none_or(OutboxSettings::is_erased_in_time),
+        ),
+    ] {
+        if !is_in_time {
+            file.fault(
+                place,
+                "is too long",
+                "at most \"50s\": what is deleted is gone within a minute",
+            );
+        }
+    }
     let warnings = file.finish()?;
     // `finish` reports a fault for each section and key that is missing, so from here on all are there.
     let all = (|| {
         let (fanout, seal) = (fanout?, seal?);
+        let (row_key_file, row_keys) = row_keys?;
         Some(Settings {
             http: http?,
             turn,
             onion_key: onion_key?,
             store: store?,
             lookup_key: store::LookupKey::new(lookup_key?),
+            row_key_file,
+            row_keys,
             watcher: watcher?,
             seeds,
             link_key: link_key?,
@@ -218,6 +244,19 @@ pub fn read(path: &Path) -> Result<(Settings, Warnings), Faults> {
 fn key(file: &mut SettingsFile, place: &str) -> Option<Secret<[u8; 32]>> {
     let path = file.path(place)?;
     file.key_32(place, &path)
+}
+
+/// The file and the ring in it. Without the setting the file stands beside that of the lookup key.
+fn row_keys(file: &mut SettingsFile) -> Option<(PathBuf, Keyring)> {
+    let place = "store.row_key_file";
+    let beside = |file: &SettingsFile| Some(store::row_key_beside(&file.path("store.lookup_key_file")?));
+    let path = file.path(place).or_else(|| beside(file))?;
+    let keys = file.keys_32(place, &path, MOST_KEYS)?;
+    let ring = Keyring::new(keys);
+    if ring.is_none() {
+        file.fault(place, "holds a key twice", "each key once");
+    }
+    Some((path, ring?))
 }
 
 fn open_seed(seed: &watcher::SeedSettings) -> Result<SeedSource, String> {

@@ -3,10 +3,12 @@
 //! In: a path. Out: one writing connection, a few reading ones, faults with a name. Never: knows what the rows mean.
 //!
 //! Durable when a commit returns (WAL, synchronous=FULL), nothing left of what was deleted (secure_delete, a WAL that is
-//! emptied at least every [`TRUNCATE_EVERY`]), one process at a time, readable by its owner only.
+//! emptied `erase_after` the first write into it), one process at a time, readable by its owner only.
 
 pub mod census;
+pub mod keys;
 
+use crate::keyring::NoRandomness;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
@@ -21,15 +23,17 @@ use tokio::time::Instant;
 #[derive(Debug)]
 pub struct SqliteFile {
     options: SqliteConnectOptions,
+    erase_after: Duration,
     _lock: File,
 }
 
 impl SqliteFile {
     /// Makes the file if it is missing, and claims it. A checkpoint runs each `wal_pages` of WAL and makes that one commit
-    /// slow: few pages for short waits, many where the same pages are written again and again.
+    /// slow: few pages for short waits, many where the same pages are written again and again. What is written over or deleted is
+    /// gone from the WAL too after `erase_after`.
     ///
     /// The lock is a file of its own: SQLite's locks would be lost if this process closed another handle of the database.
-    pub fn claim(path: &Path, wal_pages: u32) -> Result<Self, SqliteFault> {
+    pub fn claim(path: &Path, wal_pages: u32, erase_after: Duration) -> Result<Self, SqliteFault> {
         if let Some(folder) = path.parent() {
             DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         }
@@ -63,7 +67,11 @@ impl SqliteFile {
             )
             .row_buffer_size(1_024)
             .disable_statement_logging();
-        Ok(Self { options, _lock: lock })
+        Ok(Self {
+            options,
+            erase_after,
+            _lock: lock,
+        })
     }
 
     /// The only connection that writes, with the schema brought up to date.
@@ -74,7 +82,8 @@ impl SqliteFile {
         migrator.run(&mut connection).await?;
         Ok(Writer {
             connection,
-            written_since: None,
+            erase_after: self.erase_after,
+            truncate_at: None,
         })
     }
 
@@ -91,26 +100,46 @@ impl SqliteFile {
 #[derive(Debug)]
 pub struct Writer {
     pub connection: SqliteConnection,
-    written_since: Option<Instant>,
+    erase_after: Duration,
+    truncate_at: Option<Instant>,
 }
 
 impl Writer {
     /// Says that something was written, so that a truncation becomes due.
     pub fn note_write(&mut self) {
-        self.written_since.get_or_insert_with(Instant::now);
+        self.truncate_at
+            .get_or_insert_with(|| Instant::now() + self.erase_after);
     }
 
     /// When [`Self::truncate`] should be called.
     pub fn truncate_at(&self) -> Option<Instant> {
-        self.written_since.map(|since| since + TRUNCATE_EVERY)
+        self.truncate_at
     }
 
-    /// Moves the WAL into the file and empties it. Harmless to fail: it is due again later.
+    /// Moves the WAL into the file and empties it. Harmless to fail, as it does beside a reader: it is due again a moment later.
     pub async fn truncate(&mut self) {
-        self.written_since = match self.run("PRAGMA wal_checkpoint(TRUNCATE)").await {
-            Ok(()) => None,
-            Err(_) => Some(Instant::now()),
+        let emptied: Result<(i64, i64, i64), _> = sqlx::query_as("PRAGMA wal_checkpoint(TRUNCATE)")
+            .fetch_one(&mut self.connection)
+            .await;
+        // The first number says whether somebody was in the way; that is no error.
+        self.truncate_at = match emptied {
+            Ok((0, _, _)) => None,
+            Ok(_) | Err(_) => Some(Instant::now() + TRUNCATE_AGAIN),
         };
+    }
+
+    /// Writes the whole file anew, without anything that was free in it.
+    pub async fn vacuum(&mut self) -> Result<(), SqliteFault> {
+        self.note_write();
+        // The copy is as large as the file: it belongs on the disk, not into memory.
+        self.run("PRAGMA temp_store = FILE").await?;
+        let done = self.run("VACUUM").await;
+        self.run("PRAGMA temp_store = MEMORY").await?;
+        done
+    }
+
+    pub async fn has_table(&mut self, name: &str) -> Result<bool, SqliteFault> {
+        keys::has_table(&mut self.connection, name).await
     }
 
     /// Cleans up after a failed script, and names the fault.
@@ -130,7 +159,7 @@ impl Writer {
         let _ = self.connection.close().await;
     }
 
-    async fn run(&mut self, sql: &'static str) -> Result<(), SqliteFault> {
+    pub async fn run(&mut self, sql: &'static str) -> Result<(), SqliteFault> {
         sqlx::query(sql).execute(&mut self.connection).await?;
         Ok(())
     }
@@ -220,6 +249,10 @@ pub enum SqliteFault {
     Damaged,
     #[error("the file was written by another version of the notifier")]
     Version,
+    #[error("the file is sealed under a key that row_key_file does not hold: put that key back")]
+    ForeignRowKey,
+    #[error("the system gives no random numbers")]
+    NoRandomness,
     #[error("the file is being closed")]
     Closed,
     #[error("SQLite refused a statement (code {code})")]
@@ -235,6 +268,8 @@ impl SqliteFault {
             Self::Busy => "busy",
             Self::Damaged => "damaged",
             Self::Version => "version",
+            Self::ForeignRowKey => "foreign_row_key",
+            Self::NoRandomness => "no_randomness",
             Self::Closed => "closed",
             Self::Internal { .. } => "internal",
         }
@@ -243,6 +278,12 @@ impl SqliteFault {
     /// Whether the same call can succeed later without anybody changing the program or its settings.
     pub const fn is_retryable(self) -> bool {
         matches!(self, Self::DiskFull | Self::Io | Self::Busy)
+    }
+}
+
+impl From<NoRandomness> for SqliteFault {
+    fn from(_: NoRandomness) -> Self {
+        Self::NoRandomness
     }
 }
 
@@ -293,8 +334,14 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// The WAL holds pages of deleted rows until it is emptied.
-pub const TRUNCATE_EVERY: Duration = Duration::from_secs(30);
+/// The default of `erase_after`: the WAL holds pages of deleted rows until it is emptied.
+pub const ERASE_AFTER: Duration = Duration::from_secs(30);
+
+/// What is deleted is gone within a minute, and emptying the WAL may need a second try.
+pub const LONGEST_ERASE_AFTER: Duration = Duration::from_secs(50);
+
+/// Readers are in the way for milliseconds.
+const TRUNCATE_AGAIN: Duration = Duration::from_millis(500);
 
 const PAGE_BYTES: u32 = 4_096;
 
@@ -306,10 +353,13 @@ mod tests {
     fn a_second_claim_of_the_same_file_is_refused_until_the_first_ends() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new/a.db");
-        let first = SqliteFile::claim(&path, 1_000).unwrap();
-        assert_eq!(SqliteFile::claim(&path, 1_000).unwrap_err(), SqliteFault::InUse);
+        let first = SqliteFile::claim(&path, 1_000, ERASE_AFTER).unwrap();
+        assert_eq!(
+            SqliteFile::claim(&path, 1_000, ERASE_AFTER).unwrap_err(),
+            SqliteFault::InUse
+        );
         drop(first);
-        assert!(SqliteFile::claim(&path, 1_000).is_ok());
+        assert!(SqliteFile::claim(&path, 1_000, ERASE_AFTER).is_ok());
     }
 
     #[test]
@@ -317,8 +367,30 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.db");
-        let _file = SqliteFile::claim(&path, 1_000).unwrap();
+        let _file = SqliteFile::claim(&path, 1_000, ERASE_AFTER).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn a_wal_that_somebody_reads_is_emptied_when_that_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = SqliteFile::claim(&folder.path().join("a.db"), 1_000, Duration::ZERO).unwrap();
+        let mut writer = file.writer(&Migrator::DEFAULT).await.unwrap();
+        writer.run("CREATE TABLE t (a)").await.unwrap();
+        let mut reader = file.readers(1).acquire().await.unwrap();
+        sqlx::query("BEGIN").execute(&mut *reader).await.unwrap();
+        sqlx::query("SELECT count(*) FROM t")
+            .fetch_one(&mut *reader)
+            .await
+            .unwrap();
+        writer.note_write();
+        writer.run("INSERT INTO t VALUES (1)").await.unwrap();
+        writer.truncate().await;
+        assert!(writer.truncate_at().is_some(), "it is due again");
+        sqlx::query("COMMIT").execute(&mut *reader).await.unwrap();
+        writer.truncate().await;
+        assert_eq!(writer.truncate_at(), None);
+        assert_eq!(std::fs::metadata(folder.path().join("a.db-wal")).unwrap().len(), 0);
     }
 
     #[test]

@@ -5,12 +5,16 @@
 
 pub mod sqlite;
 
+use crate::keyring::Keyring;
+use crate::sqlite::keys::KeyUse;
+use crate::sqlite::{ERASE_AFTER, LONGEST_ERASE_AFTER};
 use futures_util::future::BoxFuture;
 use notifier_core::subscription::{DeviceId, Subaccount, Subscription};
 use quietline_shared::crypto::keyed_hash_32;
 use quietline_shared::redact::Secret;
 use serde::Deserialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// What every home of subscriptions can do. Changes of one device take effect in the order of the calls.
@@ -39,7 +43,15 @@ pub trait SubscriptionStore: Send + Sync + 'static {
     /// Forgets what expired before the day of `now` (Unix seconds) in bounded steps; how many.
     fn remove_expired(&self, now: i64) -> BoxFuture<'_, Result<u64, StoreError>>;
 
+    /// How many subscriptions there are; reads all of them.
     fn count(&self) -> BoxFuture<'_, Result<u64, StoreError>>;
+
+    /// Seals from now on under the newest of these keys, and moves every row to it, a few at a time; how many were moved. Rows that
+    /// nobody can read stay. Takes up what an earlier call did not end; cheap when there is nothing to do.
+    fn use_keys<'a>(&'a self, keys: &'a Keyring) -> BoxFuture<'a, Result<u64, StoreError>>;
+
+    /// How many rows are under which key, marks of signers among them.
+    fn keys(&self) -> BoxFuture<'_, Result<Vec<KeyUse>, StoreError>>;
 
     /// Finishes what is under way and refuses what comes later.
     fn close(&self) -> BoxFuture<'_, ()>;
@@ -74,6 +86,12 @@ pub enum StoreError {
     Version,
     #[error("the lookup key is not the one this file was written with")]
     ForeignLookupKey,
+    #[error("the file of the subscriptions is sealed under a key that row_key_file does not hold: put that key back")]
+    ForeignRowKey,
+    #[error("the system gives no random numbers")]
+    NoRandomness,
+    #[error("another device has the same lookup hash")]
+    LookupTaken,
     #[error("the store is closed")]
     Closed,
     #[error("the database refused a statement (code {code})")]
@@ -89,6 +107,9 @@ impl StoreError {
             Self::Damaged => "damaged",
             Self::Version => "version",
             Self::ForeignLookupKey => "foreign_lookup_key",
+            Self::ForeignRowKey => "foreign_row_key",
+            Self::NoRandomness => "no_randomness",
+            Self::LookupTaken => "lookup_taken",
             Self::Closed => "closed",
             Self::Internal { .. } => "internal",
         }
@@ -97,6 +118,11 @@ impl StoreError {
     /// Whether the same request can succeed later: the client is told to come again (HTTP 503).
     pub const fn is_retryable(self) -> bool {
         matches!(self, Self::DiskFull | Self::Unavailable | Self::Closed)
+    }
+
+    /// Whether it stays until somebody changes a setting or a key file.
+    pub const fn is_of_settings(self) -> bool {
+        matches!(self, Self::ForeignLookupKey | Self::ForeignRowKey)
     }
 }
 
@@ -107,6 +133,43 @@ pub struct StoreSettings {
     pub path: PathBuf,
     /// Key of the lookup hashes: 32 random bytes. Without it the file does not tell who is in it.
     pub lookup_key_file: PathBuf,
+    /// Keys that rows, outbox and kept node list are sealed under. Default: `rows` beside `lookup_key_file`.
+    #[serde(default)]
+    row_key_file: Option<PathBuf>,
+    /// What is deleted or written over is gone from the WAL too after this time. Default 30 s.
+    #[serde(default = "default_erase_after", with = "humantime_serde")]
+    pub erase_after: Duration,
+}
+
+impl StoreSettings {
+    /// The defaults, for a file that is used without a settings file.
+    pub fn in_file(path: PathBuf) -> Self {
+        Self {
+            path,
+            lookup_key_file: PathBuf::new(),
+            row_key_file: None,
+            erase_after: ERASE_AFTER,
+        }
+    }
+
+    pub fn row_key_file(&self) -> PathBuf {
+        self.row_key_file
+            .clone()
+            .unwrap_or_else(|| row_key_beside(&self.lookup_key_file))
+    }
+
+    pub fn is_erased_in_time(&self) -> bool {
+        self.erase_after <= LONGEST_ERASE_AFTER
+    }
+}
+
+/// Where the row keys are if no setting says it.
+pub fn row_key_beside(lookup_key_file: &Path) -> PathBuf {
+    lookup_key_file.with_file_name("rows")
+}
+
+const fn default_erase_after() -> Duration {
+    ERASE_AFTER
 }
 
 fn default_path() -> PathBuf {
@@ -117,8 +180,8 @@ fn default_path() -> PathBuf {
 #[derive(Debug)]
 pub struct LookupKey(Secret<[u8; 32]>);
 
-/// A row's name. Says nothing without the key.
-type Lookup = [u8; 32];
+/// A row's whole name, sealed in it. The file shows 63 bits of it, which say nothing without the key.
+type Name = [u8; 32];
 
 impl LookupKey {
     pub const fn new(key: Secret<[u8; 32]>) -> Self {
@@ -130,7 +193,7 @@ impl LookupKey {
         Secret::new(keyed_hash_32(&self.0, &[purpose.as_bytes()]))
     }
 
-    fn lookup(&self, device: &DeviceId) -> Lookup {
+    fn name(&self, device: &DeviceId) -> Name {
         keyed_hash_32(
             &self.0,
             &[
@@ -142,7 +205,7 @@ impl LookupKey {
     }
 
     /// The name of the mark of who signed: the account's own key, or a delegate's.
-    fn binding_mark(&self, subscription: &Subscription) -> Lookup {
+    fn binding_mark(&self, subscription: &Subscription) -> Name {
         let delegate = subscription.subaccount.as_ref().map(Subaccount::delegate);
         keyed_hash_32(
             &self.0,
@@ -176,12 +239,20 @@ mod tests {
 
     #[test]
     fn settings_need_the_key_file_and_refuse_unknown_keys() {
-        let read = serde_json::from_str::<StoreSettings>;
+        let read = |text: &str| serde_json::from_str::<StoreSettings>(text);
         assert_eq!(
             read(r#"{"lookup_key_file": "k"}"#).unwrap().path,
             PathBuf::from("data/subscriptions.db")
         );
         assert!(read("{}").is_err());
+        let keys = |text: &str| read(text).unwrap().row_key_file();
+        assert_eq!(keys(r#"{"lookup_key_file": "a/k"}"#), PathBuf::from("a/rows"));
+        assert_eq!(
+            keys(r#"{"lookup_key_file": "a/k", "row_key_file": "b/r"}"#),
+            PathBuf::from("b/r")
+        );
+        let erased = |after: &str| read(&format!(r#"{{"lookup_key_file": "k", "erase_after": "{after}"}}"#)).unwrap();
+        assert!(erased("50s").is_erased_in_time() && !erased("51s").is_erased_in_time());
         assert!(read(r#"{"lookup_key_file": "k", "paht": "x"}"#).is_err());
     }
 

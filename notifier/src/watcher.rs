@@ -13,6 +13,7 @@ mod settings;
 pub use nodes::offered_groups;
 pub use settings::{OxendSettings, SeedSettings, Settings};
 
+use crate::keyring::Keyring;
 use bytes::Bytes;
 use link::{FromLink, LinkHandle, LinkId, LinkSettings, Notify};
 use nodes::{Nodes, NodesSettings, SeedSource};
@@ -86,6 +87,8 @@ pub struct Parts<S> {
     pub oxends: Vec<Address>,
     pub seeds: Vec<SeedSource>,
     pub node_list_file: std::path::PathBuf,
+    /// What the kept node list is sealed under.
+    pub keys: watch::Receiver<Arc<Keyring>>,
     pub refresh_interval: Duration,
     pub max_list_change: f64,
     pub records: S,
@@ -119,6 +122,7 @@ pub fn spawn<S: RecordSource>(parts: Parts<S>) -> (Watcher, Stream) {
         oxends: parts.oxends,
         seeds: parts.seeds,
         file: parts.node_list_file,
+        keys: parts.keys,
         refresh_interval: parts.refresh_interval,
         max_list_change: parts.max_list_change,
         link: Arc::new(LinkSettings {

@@ -323,6 +323,7 @@ fn put_label(put: Put) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keyring::Keyring;
     use crate::store::sqlite::SqliteStore;
     use crate::store::{LookupKey, StoreSettings};
     use notifier_core::account::{DeviceToken, Namespace, NamespaceSet, Service};
@@ -368,12 +369,10 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn an_account_whose_token_changes_is_never_left_unwatched() {
         let folder = tempfile::tempdir().unwrap();
-        let settings = StoreSettings {
-            path: folder.path().join("store.db"),
-            lookup_key_file: "unused".into(),
-        };
+        let settings = StoreSettings::in_file(folder.path().join("store.db"));
+        let rows = Keyring::new(vec![Secret::new([2; 32])]).unwrap();
         let key = LookupKey::new(Secret::new([1; 32]));
-        let store: Arc<dyn SubscriptionStore> = Arc::new(SqliteStore::open(&settings, key).await.unwrap());
+        let store: Arc<dyn SubscriptionStore> = Arc::new(SqliteStore::open(&settings, key, &rows).await.unwrap());
         let (commands, inbox) = mpsc::channel(64);
         tokio::spawn(relay(inbox));
         let (watcher, mut told) = mpsc::channel(4_096);

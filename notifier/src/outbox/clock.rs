@@ -2,6 +2,7 @@
 //!
 //! In: the monotonic clock and the wall clock. Out: Unix milliseconds. Never: reads a clock itself.
 
+use super::millis;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -30,10 +31,6 @@ impl SteadyClock {
         *self = Self::new(now, wall_ms);
         wall_ms
     }
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 const DRIFT: Duration = Duration::from_secs(5);

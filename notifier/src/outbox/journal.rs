@@ -5,16 +5,26 @@
 
 use super::OutboxError;
 use super::sqlite::{Change, Commit, Mark, OutboxWriter};
+use crate::keyring::Sealer;
 use crate::sqlite::SqliteFault;
 use futures_util::future::BoxFuture;
 use notifier_core::outbox::{Entry, EntryId};
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 /// Who waits to hear that a wakeup is durable.
 pub type Done = oneshot::Sender<Result<(), OutboxError>>;
+
+/// From now on everything is sealed under the newest of these keys, and what is there goes over to it.
+#[derive(Debug)]
+pub struct KeyChange {
+    pub sealer: Arc<Sealer>,
+    /// Hears when all has gone over, and how many rows that were.
+    pub done: oneshot::Sender<Result<u64, OutboxError>>,
+}
 
 pub struct Journal {
     /// Where the writing half is. It is `Busy` for as long as a commit takes.
@@ -25,6 +35,21 @@ pub struct Journal {
     /// Not before this time after a failure.
     retry_at: Option<Instant>,
     failures: u32,
+    keys: Keys,
+    /// A step of the way to a new key was the last thing done: a commit that waits goes first.
+    moved_last: bool,
+}
+
+/// A change of keys on its way.
+enum Keys {
+    Settled,
+    /// Waits for the writing half.
+    Asked(KeyChange),
+    /// The new key is in use, and rows go over to it.
+    Moving {
+        change: KeyChange,
+        moved: u64,
+    },
 }
 
 enum State {
@@ -38,8 +63,9 @@ enum State {
 struct Flown {
     writer: Box<OutboxWriter>,
     group: Group,
-    /// `None` = nothing was to be committed, the WAL was emptied.
+    /// `None` = nothing was to be committed: the WAL was emptied, or rows went over to a new key.
     outcome: Option<Result<(), SqliteFault>>,
+    keys: Option<Keys>,
     took: Duration,
 }
 
@@ -68,7 +94,14 @@ impl Journal {
             waiting_since: None,
             retry_at: None,
             failures: 0,
+            keys: Keys::Settled,
+            moved_last: false,
         }
+    }
+
+    /// A change that has not come to its end is given up: its rows go over with this one.
+    pub fn use_keys(&mut self, change: KeyChange) {
+        self.keys = Keys::Asked(change);
     }
 
     /// How many more wakeups the next commit may take. What a failed commit left counts.
@@ -106,15 +139,21 @@ impl Journal {
     /// When [`Self::start`] has something to do that nothing else announces; `None` while a commit is on its way.
     pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         let State::Idle(writer) = &self.state else { return None };
+        if !matches!(self.keys, Keys::Settled) {
+            return Some(now);
+        }
+        [self.commit_at(now), writer.truncate_at()].into_iter().flatten().min()
+    }
+
+    fn commit_at(&self, now: Instant) -> Option<Instant> {
         let commit = match self.forming.answers.is_empty() {
             true => self.waiting_since.map(|since| since + GATHER),
             false => Some(now),
         };
-        let commit = match (commit, self.retry_at) {
+        match (commit, self.retry_at) {
             (Some(commit), Some(retry)) => Some(commit.max(retry)),
             (commit, _) => commit,
-        };
-        [commit, writer.truncate_at()].into_iter().flatten().min()
+        }
     }
 
     /// Starts a commit if one is due: at once for wakeups, after [`GATHER`] for removals and changes alone.
@@ -129,6 +168,14 @@ impl Journal {
             self.state = State::Busy(Box::pin(truncate(writer)));
             return;
         }
+        let commit_goes_first = self.moved_last && self.commit_at(now).is_some_and(|due| due <= now);
+        if !commit_goes_first && !matches!(self.keys, Keys::Settled) {
+            self.moved_last = true;
+            let keys = std::mem::replace(&mut self.keys, Keys::Settled);
+            self.state = State::Busy(Box::pin(move_on(writer, keys)));
+            return;
+        }
+        self.moved_last = false;
         let group = self.take_group();
         metrics::histogram!("outbox_group_entries").record(group.add.len() as f64);
         self.state = State::Busy(Box::pin(commit(writer, group, now_ms)));
@@ -145,9 +192,14 @@ impl Journal {
             writer,
             group,
             outcome,
+            keys,
             took,
         } = flight.await;
         self.state = State::Idle(writer);
+        // One that was asked for meanwhile goes first.
+        if let (Some(keys), Keys::Settled) = (keys, &self.keys) {
+            self.keys = keys;
+        }
         let Some(outcome) = outcome else {
             return Finished::default();
         };
@@ -290,6 +342,7 @@ async fn commit(mut writer: Box<OutboxWriter>, mut group: Group, now_ms: i64) ->
         writer,
         group,
         outcome: Some(outcome),
+        keys: None,
         took: began.elapsed(),
     }
 }
@@ -301,6 +354,36 @@ async fn truncate(mut writer: Box<OutboxWriter>) -> Flown {
         writer,
         group: Group::default(),
         outcome: None,
+        keys: None,
+        took: began.elapsed(),
+    }
+}
+
+/// One step of a change of keys. A fault ends it: who asked hears it and asks again.
+async fn move_on(mut writer: Box<OutboxWriter>, keys: Keys) -> Flown {
+    let began = Instant::now();
+    let (change, moved, stepped) = match keys {
+        Keys::Asked(change) => {
+            let stepped = writer.use_keys(Arc::clone(&change.sealer)).await;
+            (Some(change), 0, stepped.map(|()| 0))
+        }
+        Keys::Moving { change, moved } => (Some(change), moved, writer.move_rows().await),
+        Keys::Settled => (None, 0, Ok(0)),
+    };
+    let moved = stepped.map(|step| moved.saturating_add(step));
+    let keys = match (change, moved) {
+        (Some(change), Ok(moved)) if writer.has_older() => Keys::Moving { change, moved },
+        (Some(change), moved) => {
+            let _ = change.done.send(moved.map_err(OutboxError::from));
+            Keys::Settled
+        }
+        (None, _) => Keys::Settled,
+    };
+    Flown {
+        writer,
+        group: Group::default(),
+        outcome: None,
+        keys: Some(keys),
         took: began.elapsed(),
     }
 }

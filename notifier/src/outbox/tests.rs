@@ -2,6 +2,7 @@ use super::*;
 use notifier_core::account::DeviceToken;
 use notifier_core::outbox::{Entry, Target};
 use notifier_core::seal::{Class, Priority};
+use quietline_shared::redact::Secret;
 use std::collections::HashSet;
 use std::sync::Arc;
 use tempfile::TempDir;
@@ -141,7 +142,7 @@ async fn shutting_down_sends_the_queue_first_and_does_not_wait_for_a_lane_that_i
         memory: 100_000,
         ..settings(&folder)
     };
-    let file = OutboxFile::open(&small).await.unwrap();
+    let file = OutboxFile::open(&small, &keys(1)).await.unwrap();
     let (slow_out, mut slow) = mpsc::channel(2);
     let (down_out, mut down) = mpsc::channel(100);
     let (effects_out, _effects) = mpsc::channel(1);
@@ -192,7 +193,7 @@ async fn shutting_down_sends_the_queue_first_and_does_not_wait_for_a_lane_that_i
 #[tokio::test]
 async fn on_a_full_disk_wakeups_wait_until_those_before_make_room() {
     let folder = TempDir::new().unwrap();
-    let mut file = OutboxFile::open(&settings(&folder)).await.unwrap();
+    let mut file = OutboxFile::open(&settings(&folder), &keys(1)).await.unwrap();
     file.writer.limit_pages(60).await;
     let mut before = 0;
     let full = loop {
@@ -262,7 +263,7 @@ async fn bodies_beyond_the_memory_are_sent_from_the_disk() {
         memory: 20_000,
         ..settings(&folder)
     };
-    let mut outbox = start_file(OutboxFile::open(&small).await.unwrap(), folder).await;
+    let mut outbox = start_file(OutboxFile::open(&small, &keys(1)).await.unwrap(), folder).await;
     outbox
         .handle()
         .accept((0..100).map(|n| wakeup(n, 2_800)).collect(), vec![])
@@ -290,9 +291,41 @@ async fn a_message_without_wakeups_leaves_its_mark() {
 async fn a_second_notifier_on_the_same_file_is_refused() {
     let outbox = start(TempDir::new().unwrap()).await;
     assert_eq!(
-        OutboxFile::open(&settings(&outbox.folder)).await.err(),
+        OutboxFile::open(&settings(&outbox.folder), &keys(1)).await.err(),
         Some(OutboxError::InUse)
     );
+}
+
+#[tokio::test]
+async fn keys_change_while_wakeups_come_and_go() {
+    let mut outbox = start(TempDir::new().unwrap()).await;
+    let handle = outbox.handle();
+    handle
+        .accept((0..700).map(|n| wakeup(n, 60)).collect(), vec![mark(1)])
+        .await
+        .unwrap();
+    let both = Keyring::new([2, 1].map(|key| Secret::new([key; 32])).into()).unwrap();
+    let serving = async {
+        for _ in 0..350 {
+            let push = outbox.pushes.recv().await.unwrap();
+            outbox.answer(&push, Outcome::Delivered).await;
+        }
+        for n in 700..720 {
+            handle.accept(vec![wakeup(n, 60)], vec![mark(n)]).await.unwrap();
+        }
+    };
+    let (moved, ()) = tokio::join!(handle.use_keys(&both), serving);
+    assert!((1..=701).contains(&moved.unwrap()));
+    assert_eq!(handle.use_keys(&both).await, Ok(0));
+    assert_eq!(handle.use_keys(&keys(9)).await, Err(OutboxError::ForeignRowKey));
+    let folder = outbox.shut_down_now().await;
+    let refused = OutboxFile::open(&settings(&folder), &keys(1)).await.err();
+    assert_eq!(refused, Some(OutboxError::ForeignRowKey));
+    let mut file = OutboxFile::open(&settings(&folder), &keys(2)).await.unwrap();
+    let mut marks = 0;
+    file.load_marks(0, |_| marks += 1).await.unwrap();
+    assert_eq!(marks, 21);
+    assert_eq!(file.reader.load_meta(EntryId(0)).await.unwrap().len(), 370);
 }
 
 #[test]
@@ -347,7 +380,7 @@ impl Started {
 }
 
 async fn start(folder: TempDir) -> Started {
-    let file = OutboxFile::open(&settings(&folder)).await.unwrap();
+    let file = OutboxFile::open(&settings(&folder), &keys(1)).await.unwrap();
     start_file(file, folder).await
 }
 
@@ -371,6 +404,10 @@ async fn start_file(file: OutboxFile, folder: TempDir) -> Started {
     }
 }
 
+fn keys(number: u8) -> Keyring {
+    Keyring::new(vec![Secret::new([number; 32])]).unwrap()
+}
+
 fn settings(folder: &TempDir) -> OutboxSettings {
     OutboxSettings {
         path: folder.path().join("outbox.db"),
@@ -380,7 +417,7 @@ fn settings(folder: &TempDir) -> OutboxSettings {
 
 /// How many wakeups the file holds, and its marks.
 async fn stored(folder: &TempDir) -> (usize, Vec<Mark>) {
-    let file = OutboxFile::open(&settings(folder)).await.unwrap();
+    let mut file = OutboxFile::open(&settings(folder), &keys(1)).await.unwrap();
     let mut marks = Vec::new();
     file.load_marks(0, |seen| marks.push(seen.mark)).await.unwrap();
     (file.reader.load_meta(EntryId(0)).await.unwrap().len(), marks)

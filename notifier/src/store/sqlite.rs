@@ -5,43 +5,69 @@
 //!
 //! One task writes: it takes everything that waits, reads the rows concerned, decides in memory, and writes the outcome
 //! with one statement. So a change alone is committed at once, and under load many share one sync of the disk. Readers have
-//! their own connections and never wait for the writer.
+//! their own connections and never wait for the writer. The writing task seals too: when it takes up a new key, nothing
+//! sealed under the old one is still on its way.
+
+mod plain;
+mod sealed;
 
 use super::{
-    LOAD_BATCH, Lookup, LookupKey, Put, SCAN_BATCH, StoreError, StoreSettings, SubscriptionStore, day_of, expires_day,
+    LOAD_BATCH, LookupKey, Name, Put, SCAN_BATCH, StoreError, StoreSettings, SubscriptionStore, day_of, expires_day,
 };
-use crate::sqlite::{Packed, SqliteFault, SqliteFile, Writer, json_hex};
+use crate::keyring::{Keyring, Sealer};
+use crate::sqlite::keys::{self, KeyUse};
+use crate::sqlite::{Packed, SqliteFault, SqliteFile, Writer, json_numbers};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use notifier_core::subscription::{BINDING_MARK, DeviceId, RowError, Subscription};
+use notifier_core::subscription::{BINDING_MARK, DeviceId, Subscription};
+use sealed::{Columns, PURPOSE, lookup};
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::SqlitePool;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Instant;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
+use zeroize::Zeroizing;
 
 pub struct SqliteStore {
     key: LookupKey,
     jobs: mpsc::Sender<Job>,
     readers: SqlitePool,
+    /// Changed by the writing task only.
+    sealer: watch::Receiver<Arc<Sealer>>,
+    path: PathBuf,
 }
 
 impl SqliteStore {
-    /// Opens or makes the file and starts the writing task.
-    pub async fn open(settings: &StoreSettings, key: LookupKey) -> Result<Self, StoreError> {
-        let file = SqliteFile::claim(&settings.path, WAL_PAGES)?;
-        let writer = file.writer(&MIGRATIONS).await?;
-        Self::start(file, writer, key).await
+    /// Opens or makes the file, seals what an earlier version left in plain, and starts the writing task.
+    pub async fn open(settings: &StoreSettings, key: LookupKey, keys: &Keyring) -> Result<Self, StoreError> {
+        let (file, writer) = claim(settings).await?;
+        Self::start(file, writer, key, keys, settings.path.clone()).await
     }
 
-    async fn start(file: SqliteFile, writer: Writer, key: LookupKey) -> Result<Self, StoreError> {
+    async fn start(
+        file: SqliteFile,
+        mut writer: Writer,
+        key: LookupKey,
+        keys: &Keyring,
+        path: PathBuf,
+    ) -> Result<Self, StoreError> {
+        let sealer = Arc::new(keys.sealer(PURPOSE));
+        take_up(&mut writer, &sealer).await?;
         let readers = file.readers(READERS);
-        refuse_foreign_key(&readers, &key).await?;
+        refuse_foreign_key(&readers, &key, &sealer).await?;
         let (jobs, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(write(file, writer, queue));
-        Ok(Self { key, jobs, readers })
+        let (publish, sealer) = watch::channel(sealer);
+        tokio::spawn(write(file, writer, publish, queue));
+        Ok(Self {
+            key,
+            jobs,
+            readers,
+            sealer,
+            path,
+        })
     }
 
     async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Job) -> Result<T, StoreError> {
@@ -51,28 +77,59 @@ impl SqliteStore {
     }
 
     async fn remove_signed_before(&self, device: &DeviceId, before_ms: Option<i64>) -> Result<bool, StoreError> {
-        let lookup = self.key.lookup(device);
-        self.ask(|done| Job::Remove {
-            lookup,
-            before_ms,
-            done,
-        })
-        .await
+        let name = self.key.name(device);
+        self.ask(|done| Job::Remove { name, before_ms, done }).await
     }
+}
+
+/// Moves every row of a file that no notifier uses to the newest of these keys; how many were moved.
+pub async fn change_keys(settings: &StoreSettings, keys: &Keyring) -> Result<u64, StoreError> {
+    let (file, mut writer) = claim(settings).await?;
+    let sealer = keys.sealer(PURPOSE);
+    let mut moved = 0;
+    if take_up(&mut writer, &sealer).await? {
+        let readers = file.readers(1);
+        let mut start = 0;
+        while let Some(end) = end_of_step(&readers, start).await? {
+            moved += reseal(&mut writer, &sealer, start, end).await?;
+            let Some(next) = end.checked_add(1) else { break };
+            start = next;
+        }
+        readers.close().await;
+        keys::leave_others(&mut writer, sealer.newest()).await?;
+    }
+    writer.close().await;
+    Ok(moved)
+}
+
+async fn claim(settings: &StoreSettings) -> Result<(SqliteFile, Writer), SqliteFault> {
+    let file = SqliteFile::claim(&settings.path, WAL_PAGES, settings.erase_after)?;
+    let writer = file.writer(&MIGRATIONS).await?;
+    Ok((file, writer))
+}
+
+/// Whether rows may be under an older key.
+async fn take_up(writer: &mut Writer, sealer: &Sealer) -> Result<bool, SqliteFault> {
+    let has_older = keys::claim(writer, sealer).await?;
+    let sealed = plain::seal_plain_rows(writer, sealer).await?;
+    if sealed > 0 {
+        tracing::info!(rows = sealed, "subscriptions of an earlier version are sealed now");
+    }
+    Ok(has_older)
 }
 
 impl SubscriptionStore for SqliteStore {
     fn put(&self, subscription: &Subscription) -> BoxFuture<'_, Result<Put, StoreError>> {
-        let lookup = self.key.lookup(&subscription.device);
+        let name = self.key.name(&subscription.device);
         let mark = self.key.binding_mark(subscription);
         let is_bound = subscription.is_bound;
         let row = Row {
             sig_ts: subscription.sig_ts,
             expires_day: expires_day(subscription),
-            content: subscription.encode_row(),
+            content: Zeroizing::new(subscription.encode_row()),
         };
         self.ask(move |done| Job::Put {
-            lookup,
+            name,
             mark,
             is_bound,
             row,
@@ -94,15 +151,20 @@ impl SubscriptionStore for SqliteStore {
     }
 
     fn load(&self, devices: Vec<DeviceId>) -> BoxFuture<'_, Result<Vec<Subscription>, StoreError>> {
-        let lookups: Vec<Lookup> = devices.iter().map(|device| self.key.lookup(device)).collect();
+        let names: Vec<Name> = devices.iter().map(|device| self.key.name(device)).collect();
         async move {
-            let mut found = Vec::with_capacity(lookups.len());
-            for some in lookups.chunks(LOAD_BATCH) {
-                let rows: Vec<(Vec<u8>,)> = sqlx::query_as(LOAD)
-                    .bind(json_hex(some.iter().map(Lookup::as_slice)))
+            let mut found = Vec::with_capacity(names.len());
+            for some in names.chunks(LOAD_BATCH) {
+                let rows: Vec<Columns> = sqlx::query_as(READ)
+                    .bind(json_numbers(some.iter().map(lookup)))
                     .fetch_all(&self.readers)
                     .await?;
-                found.extend(decode_all(rows));
+                let wanted: HashSet<&Name> = some.iter().collect();
+                // The ring of after the read: a row under a new key is written only when the new ring is here.
+                let sealer = Arc::clone(&self.sealer.borrow());
+                let opened = rows.into_iter().filter_map(|row| sealed::open(&sealer, row));
+                let ours = opened.filter(|row| wanted.contains(&row.name()));
+                found.extend(ours.filter_map(|row| row.subscription()));
             }
             Ok(found)
         }
@@ -113,7 +175,8 @@ impl SubscriptionStore for SqliteStore {
         let (batches, receiver) = mpsc::channel(2 * READERS as usize);
         let next = Arc::new(AtomicI64::new(0));
         for _ in 0..READERS {
-            tokio::spawn(scan_shares(self.readers.clone(), next.clone(), batches.clone()));
+            let sealer = self.sealer.clone();
+            tokio::spawn(scan_spans(self.readers.clone(), sealer, next.clone(), batches.clone()));
         }
         receiver
     }
@@ -121,16 +184,18 @@ impl SubscriptionStore for SqliteStore {
     fn remove_expired(&self, now: i64) -> BoxFuture<'_, Result<u64, StoreError>> {
         async move {
             let before_day = day_of(now);
-            let end = end_of_rows(&self.readers).await?;
-            let mut removed = 0;
-            for start in (0..end).step_by(EXPIRE_BATCH as usize) {
+            let (mut removed, mut start) = (0, 0);
+            while let Some(end) = end_of_step(&self.readers, start).await? {
                 removed += self
                     .ask(|done| Job::RemoveExpired {
                         start,
+                        end,
                         before_day,
                         done,
                     })
                     .await?;
+                let Some(next) = end.checked_add(1) else { break };
+                start = next;
             }
             Ok(removed)
         }
@@ -138,14 +203,37 @@ impl SubscriptionStore for SqliteStore {
     }
 
     fn count(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
+        let mut batches = self.scan();
         async move {
-            let (rows,): (i64,) = sqlx::query_as(COUNT)
-                .bind(BINDING_MARK)
-                .fetch_one(&self.readers)
-                .await?;
-            Ok(rows.unsigned_abs())
+            let mut count = 0;
+            while let Some(batch) = batches.recv().await {
+                count += batch?.len() as u64;
+            }
+            Ok(count)
         }
         .boxed()
+    }
+
+    fn use_keys<'a>(&'a self, keys: &'a Keyring) -> BoxFuture<'a, Result<u64, StoreError>> {
+        let sealer = Arc::new(keys.sealer(PURPOSE));
+        async move {
+            if !self.ask(|done| Job::UseKeys { sealer, done }).await? {
+                return Ok(0);
+            }
+            let (mut moved, mut start) = (0, 0);
+            while let Some(end) = end_of_step(&self.readers, start).await? {
+                moved += self.ask(|done| Job::Reseal { start, end, done }).await?;
+                let Some(next) = end.checked_add(1) else { break };
+                start = next;
+            }
+            self.ask(|done| Job::LeaveOldKeys { done }).await?;
+            Ok(moved)
+        }
+        .boxed()
+    }
+
+    fn keys(&self) -> BoxFuture<'_, Result<Vec<KeyUse>, StoreError>> {
+        async move { Ok(keys::in_file(&self.path).await?) }.boxed()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
@@ -160,23 +248,39 @@ impl SubscriptionStore for SqliteStore {
 
 enum Job {
     Put {
-        lookup: Lookup,
+        name: Name,
         /// Where it stands if the signer's subscriptions need a binding.
-        mark: Lookup,
+        mark: Name,
         is_bound: bool,
         row: Row,
         done: oneshot::Sender<Result<Put, StoreError>>,
     },
     Remove {
-        lookup: Lookup,
+        name: Name,
         before_ms: Option<i64>,
         done: oneshot::Sender<Result<bool, StoreError>>,
     },
-    /// Looks at the rows from `start` on, [`EXPIRE_BATCH`] numbers.
+    /// Looks at the rows from `start` to `end`, one step of them.
     RemoveExpired {
         start: i64,
+        end: i64,
         before_day: i64,
         done: oneshot::Sender<Result<u64, StoreError>>,
+    },
+    /// Seals under the newest of these from now on; whether rows may be under an older one.
+    UseKeys {
+        sealer: Arc<Sealer>,
+        done: oneshot::Sender<Result<bool, StoreError>>,
+    },
+    /// Moves the rows from `start` to `end` to the newest key.
+    Reseal {
+        start: i64,
+        end: i64,
+        done: oneshot::Sender<Result<u64, StoreError>>,
+    },
+    /// All rows have been moved.
+    LeaveOldKeys {
+        done: oneshot::Sender<Result<(), StoreError>>,
     },
     Close {
         done: oneshot::Sender<Result<(), StoreError>>,
@@ -186,11 +290,11 @@ enum Job {
 struct Row {
     sig_ts: i64,
     expires_day: i64,
-    content: Vec<u8>,
+    content: Zeroizing<Vec<u8>>,
 }
 
 /// The writing task. Ends, and gives the file free, when it is told to close or nobody can send any more.
-async fn write(file: SqliteFile, mut writer: Writer, mut queue: mpsc::Receiver<Job>) {
+async fn write(file: SqliteFile, mut writer: Writer, keys: watch::Sender<Arc<Sealer>>, mut queue: mpsc::Receiver<Job>) {
     let mut jobs = Vec::with_capacity(GROUP);
     let mut closers = Vec::new();
     loop {
@@ -212,10 +316,34 @@ async fn write(file: SqliteFile, mut writer: Writer, mut queue: mpsc::Receiver<J
                 Job::Put { .. } | Job::Remove { .. } => group.push(job),
                 Job::RemoveExpired {
                     start,
+                    end,
                     before_day,
                     done,
                 } => {
-                    let _ = done.send(remove_expired(&mut writer, start, before_day).await.map_err(refused));
+                    let removed = remove_expired(&mut writer, start, end, before_day).await;
+                    let _ = done.send(removed.map_err(refused));
+                }
+                Job::Reseal { start, end, done } => {
+                    let sealer = Arc::clone(&keys.borrow());
+                    let moved = reseal(&mut writer, &sealer, start, end).await;
+                    let _ = done.send(moved.map_err(refused));
+                }
+                // What came before is written under the ring it came under; nothing waits across a change of keys.
+                Job::UseKeys { sealer, done } => {
+                    let before = Arc::clone(&keys.borrow());
+                    commit(&mut writer, &before, std::mem::take(&mut group)).await;
+                    let has_older = keys::claim(&mut writer, &sealer).await;
+                    if has_older.is_ok() {
+                        keys.send_replace(sealer);
+                    }
+                    let _ = done.send(has_older.map_err(refused));
+                }
+                Job::LeaveOldKeys { done } => {
+                    let newest = keys.borrow().newest();
+                    let left = keys::leave_others(&mut writer, newest).await;
+                    // What stood under the old key is gone from the WAL before anybody destroys that key.
+                    writer.truncate().await;
+                    let _ = done.send(left.map_err(refused));
                 }
                 Job::Close { done } => {
                     queue.close();
@@ -223,7 +351,8 @@ async fn write(file: SqliteFile, mut writer: Writer, mut queue: mpsc::Receiver<J
                 }
             }
         }
-        commit(&mut writer, group).await;
+        let sealer = Arc::clone(&keys.borrow());
+        commit(&mut writer, &sealer, group).await;
         if writer
             .truncate_at()
             .is_some_and(|due| due <= tokio::time::Instant::now())
@@ -239,19 +368,19 @@ async fn write(file: SqliteFile, mut writer: Writer, mut queue: mpsc::Receiver<J
 }
 
 /// Changes that share one commit.
-async fn commit(writer: &mut Writer, group: Vec<Job>) {
+async fn commit(writer: &mut Writer, sealer: &Sealer, group: Vec<Job>) {
     if group.is_empty() {
         return;
     }
     let began = Instant::now();
     metrics::histogram!("store_group_changes").record(group.len() as f64);
-    let mut slots = match read_slots(writer, &group).await {
+    let mut slots = match read_slots(writer, sealer, &group).await {
         Ok(slots) => slots,
         Err(fault) => return fail(group, refused(fault)),
     };
     // Nobody hears of a decision before the commit stands.
     let answers: Vec<Answer> = group.into_iter().filter_map(|job| job.decide(&mut slots)).collect();
-    let outcome = write_slots(writer, &slots).await.map_err(refused);
+    let outcome = write_slots(writer, sealer, &slots).await.map_err(refused);
     answers.into_iter().for_each(|answer| answer.send(outcome));
     metrics::histogram!("store_commit_seconds").record(began.elapsed());
 }
@@ -261,80 +390,93 @@ async fn commit(writer: &mut Writer, group: Vec<Job>) {
 struct Slot {
     /// Whether the file has the row.
     stored: bool,
+    /// Whose row it is; `None` where there is none, and where it cannot be read.
+    name: Option<Name>,
     /// The row after the changes so far.
     row: Option<Row>,
     changed: bool,
 }
 
 impl Job {
-    fn lookups(&self) -> impl Iterator<Item = &Lookup> {
+    fn names(&self) -> impl Iterator<Item = &Name> {
         let (row, mark) = match self {
-            Self::Put { lookup, mark, .. } => (Some(lookup), Some(mark)),
-            Self::Remove { lookup, .. } => (Some(lookup), None),
-            Self::RemoveExpired { .. } | Self::Close { .. } => (None, None),
+            Self::Put { name, mark, .. } => (Some(name), Some(mark)),
+            Self::Remove { name, .. } => (Some(name), None),
+            _ => (None, None),
         };
         row.into_iter().chain(mark)
     }
 
-    fn decide(self, slots: &mut HashMap<Lookup, Slot>) -> Option<Answer> {
+    fn decide(self, slots: &mut HashMap<i64, Slot>) -> Option<Answer> {
         match self {
             Self::Put {
-                lookup,
+                name,
                 mark,
                 is_bound,
                 row,
                 done,
             } => {
-                let is_required = || slots.get(&mark).is_some_and(|slot| slot.row.is_some());
-                if !is_bound && is_required() {
-                    return Some(Answer::Put(Put::BindingRequired, done));
+                let marked = slots.get(&lookup(&mark)).filter(|slot| !slot.is_anothers(&mark));
+                if !is_bound && marked.is_some_and(|slot| slot.row.is_some()) {
+                    return Some(Answer::Put(Ok(Put::BindingRequired), done));
                 }
                 if is_bound {
-                    slots.entry(mark).or_default().mark(row.expires_day);
+                    slots.entry(lookup(&mark)).or_default().mark(mark, row.expires_day);
                 }
-                Some(Answer::Put(slots.entry(lookup).or_default().put(row), done))
+                let put = slots.entry(lookup(&name)).or_default().put(name, row);
+                Some(Answer::Put(put, done))
             }
-            Self::Remove {
-                lookup,
-                before_ms,
-                done,
-            } => Some(Answer::Removed(
-                slots.entry(lookup).or_default().remove(before_ms),
-                done,
-            )),
-            Self::RemoveExpired { .. } | Self::Close { .. } => None,
+            Self::Remove { name, before_ms, done } => {
+                let removed = slots.entry(lookup(&name)).or_default().remove(&name, before_ms);
+                Some(Answer::Removed(removed, done))
+            }
+            _ => None,
         }
     }
 }
 
 impl Slot {
+    /// Two names share 63 bits about once in 2^63 pairs. Whoever comes second is refused: no row is ever taken for another's.
+    fn is_anothers(&self, name: &Name) -> bool {
+        self.row.is_some() && self.name.is_some_and(|known| known != *name)
+    }
+
     /// A renewal never loses a newer signature; of two with the same time the later request wins.
-    fn put(&mut self, new: Row) -> Put {
+    fn put(&mut self, name: Name, new: Row) -> Result<Put, StoreError> {
+        if self.is_anothers(&name) {
+            return Err(StoreError::LookupTaken);
+        }
         let answer = match &self.row {
             None => Put::New,
-            Some(old) if old.sig_ts > new.sig_ts => return Put::KeptNewer,
-            Some(old) if old.content == new.content => return Put::Unchanged,
+            Some(old) if old.sig_ts > new.sig_ts => return Ok(Put::KeptNewer),
+            Some(old) if old.content == new.content => return Ok(Put::Unchanged),
             Some(_) => Put::Renewed,
         };
+        self.name = Some(name);
         self.row = Some(new);
         self.changed = true;
-        answer
+        Ok(answer)
     }
 
     /// The mark stays until the last signature that came with a binding is void: no stolen one outlives it.
-    fn mark(&mut self, expires_day: i64) {
+    fn mark(&mut self, name: Name, expires_day: i64) {
+        if self.is_anothers(&name) {
+            return;
+        }
         if self.row.as_ref().is_none_or(|row| row.expires_day < expires_day) {
+            self.name = Some(name);
             self.row = Some(Row {
                 sig_ts: i64::MIN,
                 expires_day,
-                content: BINDING_MARK.to_vec(),
+                content: Zeroizing::new(BINDING_MARK.to_vec()),
             });
             self.changed = true;
         }
     }
 
-    fn remove(&mut self, before_ms: Option<i64>) -> bool {
+    fn remove(&mut self, name: &Name, before_ms: Option<i64>) -> bool {
         let goes = match (&self.row, before_ms) {
+            (Some(_), _) if self.is_anothers(name) => false,
             (None, _) => false,
             (Some(_), None) => true,
             (Some(row), Some(before_ms)) => row.sig_ts.saturating_mul(1_000) < before_ms,
@@ -349,7 +491,7 @@ impl Slot {
 
 /// A decision on its way to who asked.
 enum Answer {
-    Put(Put, oneshot::Sender<Result<Put, StoreError>>),
+    Put(Result<Put, StoreError>, oneshot::Sender<Result<Put, StoreError>>),
     Removed(bool, oneshot::Sender<Result<bool, StoreError>>),
 }
 
@@ -357,7 +499,7 @@ impl Answer {
     fn send(self, outcome: Result<(), StoreError>) {
         // Who asked may have given up; the change stands.
         match self {
-            Self::Put(put, done) => drop(done.send(outcome.map(|()| put))),
+            Self::Put(put, done) => drop(done.send(outcome.and(put))),
             Self::Removed(removed, done) => drop(done.send(outcome.map(|()| removed))),
         }
     }
@@ -368,56 +510,59 @@ fn fail(group: Vec<Job>, error: StoreError) {
         match job {
             Job::Put { done, .. } => drop(done.send(Err(error))),
             Job::Remove { done, .. } => drop(done.send(Err(error))),
-            Job::RemoveExpired { done, .. } => drop(done.send(Err(error))),
-            Job::Close { done } => drop(done.send(Err(error))),
+            // Nothing else is in a group.
+            _ => {}
         }
     }
 }
 
-async fn read_slots(writer: &mut Writer, group: &[Job]) -> Result<HashMap<Lookup, Slot>, SqliteFault> {
-    let lookups = json_hex(group.iter().flat_map(Job::lookups).map(Lookup::as_slice));
-    let rows: Vec<(Vec<u8>, i64, Vec<u8>)> = sqlx::query_as(READ)
-        .bind(lookups)
+async fn read_slots(writer: &mut Writer, sealer: &Sealer, group: &[Job]) -> Result<HashMap<i64, Slot>, SqliteFault> {
+    let rows: Vec<Columns> = sqlx::query_as(READ)
+        .bind(json_numbers(group.iter().flat_map(Job::names).map(lookup)))
         .fetch_all(&mut writer.connection)
         .await?;
-    let slot = |(lookup, expires_day, content): (Vec<u8>, i64, Vec<u8>)| {
+    let slot = |columns: Columns| {
+        let (lookup, expires_day, ..) = columns;
+        let open = sealed::open(sealer, columns);
         // A damaged row gives way to any signature.
-        let sig_ts = decode(&content).map_or(i64::MIN, |subscription| subscription.sig_ts);
+        let subscription = open.as_ref().and_then(sealed::Open::subscription);
         let slot = Slot {
             stored: true,
+            name: open.as_ref().map(sealed::Open::name),
             row: Some(Row {
-                sig_ts,
+                sig_ts: subscription.map_or(i64::MIN, |subscription| subscription.sig_ts),
                 expires_day,
-                content,
+                content: Zeroizing::new(open.map_or_else(Vec::new, |open| open.content().to_vec())),
             }),
             changed: false,
         };
-        Some((Lookup::try_from(lookup).ok()?, slot))
+        (lookup, slot)
     };
-    Ok(rows.into_iter().filter_map(slot).collect())
+    Ok(rows.into_iter().map(slot).collect())
 }
 
-async fn write_slots(writer: &mut Writer, slots: &HashMap<Lookup, Slot>) -> Result<(), SqliteFault> {
+async fn write_slots(writer: &mut Writer, sealer: &Sealer, slots: &HashMap<i64, Slot>) -> Result<(), SqliteFault> {
     let mut rows = Packed::default();
     let (mut writes, mut gone) = (0_u32, Vec::new());
     for (lookup, slot) in slots.iter().filter(|(_, slot)| slot.changed) {
-        match &slot.row {
-            Some(row) => {
-                rows.push(&[row.expires_day], lookup, &row.content);
+        match (&slot.row, &slot.name) {
+            (Some(row), Some(name)) => {
+                let sealed = sealed::seal(sealer, name, row.expires_day, &row.content)?;
+                rows.push(&[*lookup, row.expires_day, sealer.newest().column()], &[], &sealed);
                 writes += 1;
             }
-            None if slot.stored => gone.push(lookup.as_slice()),
-            None => {}
+            _ if slot.stored => gone.push(*lookup),
+            _ => {}
         }
     }
     let (table, blob) = rows.finish();
-    let names = json_hex(gone.iter().copied());
+    let gone_numbers = json_numbers(gone.iter().copied());
     let script = match (writes > 0, !gone.is_empty()) {
         (false, false) => return Ok(()),
         // A statement alone is a transaction.
         (true, false) => sqlx::query(UPSERT).bind(blob).bind(table),
-        (false, true) => sqlx::query(DELETE).bind(names),
-        (true, true) => sqlx::query(DELETE_AND_UPSERT).bind(names).bind(blob).bind(table),
+        (false, true) => sqlx::query(DELETE).bind(gone_numbers),
+        (true, true) => sqlx::query(DELETE_AND_UPSERT).bind(gone_numbers).bind(blob).bind(table),
     };
     writer.note_write();
     if let Err(error) = script.execute(&mut writer.connection).await {
@@ -426,11 +571,8 @@ async fn write_slots(writer: &mut Writer, slots: &HashMap<Lookup, Slot>) -> Resu
     Ok(())
 }
 
-async fn remove_expired(writer: &mut Writer, start: i64, before_day: i64) -> Result<u64, SqliteFault> {
-    let range = sqlx::query(DELETE_EXPIRED)
-        .bind(start)
-        .bind(start.saturating_add(EXPIRE_BATCH))
-        .bind(before_day);
+async fn remove_expired(writer: &mut Writer, start: i64, end: i64, before_day: i64) -> Result<u64, SqliteFault> {
+    let range = sqlx::query(DELETE_EXPIRED).bind(start).bind(end).bind(before_day);
     let removed = match range.execute(&mut writer.connection).await {
         Ok(done) => done.rows_affected(),
         Err(error) => return Err(writer.recover(error).await),
@@ -442,80 +584,112 @@ async fn remove_expired(writer: &mut Writer, start: i64, before_day: i64) -> Res
     Ok(removed)
 }
 
-/// One of the scanning tasks: each takes the next share of row numbers that nobody has taken.
-async fn scan_shares(
+/// Moves one step of rows to the newest key; how many. What cannot be read stays, and goes with its day.
+async fn reseal(writer: &mut Writer, sealer: &Sealer, start: i64, end: i64) -> Result<u64, SqliteFault> {
+    let newest = sealer.newest().column();
+    let rows: Vec<Columns> = sqlx::query_as(READ_OLDER)
+        .bind(start)
+        .bind(end)
+        .bind(newest)
+        .fetch_all(&mut writer.connection)
+        .await?;
+    let (mut packed, mut moved) = (Packed::default(), 0);
+    for row in rows {
+        let (lookup, expires_day, ..) = row;
+        if let Some(open) = sealed::open(sealer, row) {
+            let row = sealed::seal(sealer, &open.name(), expires_day, open.content())?;
+            packed.push(&[lookup, expires_day, newest], &[], &row);
+            moved += 1;
+        }
+    }
+    if moved == 0 {
+        return Ok(0);
+    }
+    let (table, blob) = packed.finish();
+    writer.note_write();
+    let script = sqlx::query(UPSERT).bind(blob).bind(table);
+    if let Err(error) = script.execute(&mut writer.connection).await {
+        return Err(writer.recover(error).await);
+    }
+    metrics::counter!("store_resealed_rows_total").increment(moved);
+    Ok(moved)
+}
+
+/// One of the scanning tasks: each takes the next span of lookups that nobody has taken, and reads it a batch at a time.
+async fn scan_spans(
     readers: SqlitePool,
+    sealer: watch::Receiver<Arc<Sealer>>,
     next: Arc<AtomicI64>,
     batches: mpsc::Sender<Result<Vec<Subscription>, StoreError>>,
 ) {
-    let share = async |start: i64| -> Result<Vec<Subscription>, sqlx::Error> {
-        let rows: Vec<(Vec<u8>,)> = sqlx::query_as(SCAN)
-            .bind(start)
-            .bind(start.saturating_add(SCAN_BATCH))
-            .fetch_all(&readers)
-            .await?;
-        Ok(decode_all(rows))
-    };
-    let end = match end_of_rows(&readers).await {
-        Ok(end) => end,
-        Err(error) => return drop(batches.send(Err(error)).await),
-    };
     loop {
-        let start = next.fetch_add(SCAN_BATCH, Ordering::Relaxed);
-        if start >= end {
+        let span = next.fetch_add(1, Ordering::Relaxed);
+        if span >= SPANS {
             return;
         }
-        let batch = match share(start).await {
-            Ok(batch) if batch.is_empty() => continue,
-            Ok(batch) => Ok(batch),
-            Err(error) => {
-                // The others stop too: a scan with a hole is no scan.
-                next.store(i64::MAX / 2, Ordering::Relaxed);
-                Err(refused(error.into()))
+        let mut start = span * SPAN;
+        let end = start + (SPAN - 1);
+        loop {
+            let read: Result<Vec<Columns>, sqlx::Error> = sqlx::query_as(SCAN)
+                .bind(start)
+                .bind(end)
+                .bind(SCAN_BATCH)
+                .fetch_all(&readers)
+                .await;
+            let (batch, last) = match read {
+                Ok(rows) => {
+                    let last = rows.last().map(|(lookup, ..)| *lookup);
+                    // The ring of after the read, as in `load`.
+                    let sealer = Arc::clone(&sealer.borrow());
+                    let opened = rows.into_iter().filter_map(|row| sealed::open(&sealer, row));
+                    (
+                        Ok(opened.filter_map(|row| row.subscription()).collect::<Vec<_>>()),
+                        last,
+                    )
+                }
+                Err(error) => {
+                    // The others stop too: a scan with a hole is no scan.
+                    next.store(SPANS, Ordering::Relaxed);
+                    (Err(refused(error.into())), None)
+                }
+            };
+            let is_worth_telling = batch.as_ref().map_or(true, |batch| !batch.is_empty());
+            if is_worth_telling && batches.send(batch).await.is_err() {
+                return;
             }
-        };
-        if batches.send(batch).await.is_err() {
-            return;
+            match last {
+                Some(last) if last < end => start = last + 1,
+                _ => break,
+            }
         }
     }
 }
 
-/// One more than the highest row number.
-async fn end_of_rows(readers: &SqlitePool) -> Result<i64, StoreError> {
-    let (last,): (Option<i64>,) = sqlx::query_as("SELECT max(rowid) FROM subscription")
+/// The last row of the step that begins at `start`; `None` = no more rows.
+async fn end_of_step(readers: &SqlitePool, start: i64) -> Result<Option<i64>, StoreError> {
+    let (last,): (Option<i64>,) = sqlx::query_as(END_OF_STEP)
+        .bind(start)
+        .bind(STEP)
         .fetch_one(readers)
         .await?;
-    Ok(last.map_or(0, |last| last.saturating_add(1)))
+    Ok(last)
 }
 
 /// With another key every renewal would become a second row and no removal would find its own.
-async fn refuse_foreign_key(readers: &SqlitePool, key: &LookupKey) -> Result<(), StoreError> {
-    let rows: Vec<(Vec<u8>, Vec<u8>)> = sqlx::query_as("SELECT lookup, row FROM subscription LIMIT 16")
+async fn refuse_foreign_key(readers: &SqlitePool, key: &LookupKey, sealer: &Sealer) -> Result<(), StoreError> {
+    let rows: Vec<Columns> = sqlx::query_as(SCAN)
+        .bind(0)
+        .bind(i64::MAX)
+        .bind(16)
         .fetch_all(readers)
         .await?;
-    let fits = |(lookup, content): &(Vec<u8>, Vec<u8>)| {
-        decode(content).map(|subscription| key.lookup(&subscription.device).as_slice() == lookup)
-    };
-    let verdicts: Vec<bool> = rows.iter().filter_map(fits).collect();
+    let opened = rows.into_iter().filter_map(|row| sealed::open(sealer, row));
+    let fits = |row: sealed::Open| Some(key.name(&row.subscription()?.device) == row.name());
+    let verdicts: Vec<bool> = opened.filter_map(fits).collect();
     if !verdicts.is_empty() && !verdicts.contains(&true) {
         return Err(StoreError::ForeignLookupKey);
     }
     Ok(())
-}
-
-fn decode_all(rows: Vec<(Vec<u8>,)>) -> Vec<Subscription> {
-    rows.iter().filter_map(|(content,)| decode(content)).collect()
-}
-
-/// A damaged row is counted and passed over: one must not hide the others. A mark is no subscription.
-fn decode(content: &[u8]) -> Option<Subscription> {
-    if content == BINDING_MARK {
-        return None;
-    }
-    let count = |error: RowError| metrics::counter!("store_damaged_rows_total", "reason" => error.label()).increment(1);
-    Subscription::decode_row(content)
-        .inspect_err(|error| count(*error))
-        .ok()
 }
 
 fn refused(fault: SqliteFault) -> StoreError {
@@ -531,6 +705,8 @@ impl From<SqliteFault> for StoreError {
             SqliteFault::InUse => Self::InUse,
             SqliteFault::Damaged => Self::Damaged,
             SqliteFault::Version => Self::Version,
+            SqliteFault::ForeignRowKey => Self::ForeignRowKey,
+            SqliteFault::NoRandomness => Self::NoRandomness,
             SqliteFault::Closed => Self::Closed,
             SqliteFault::Internal { code } => Self::Internal { code },
         }
@@ -545,31 +721,34 @@ impl From<sqlx::Error> for StoreError {
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite/store");
 
-const READ: &str = "SELECT lookup, expires_day, row FROM subscription
-    WHERE lookup IN (SELECT unhex(value) FROM json_each(?))";
+const READ: &str = "SELECT lookup, expires_day, key_id, row FROM subscription
+    WHERE lookup IN (SELECT value FROM json_each(?))";
 
-const COUNT: &str = "SELECT count(*) FROM subscription WHERE row != ?";
+const READ_OLDER: &str = "SELECT lookup, expires_day, key_id, row FROM subscription
+    WHERE lookup >= ? AND lookup <= ? AND key_id != ?";
 
-const LOAD: &str = "SELECT row FROM subscription WHERE lookup IN (SELECT unhex(value) FROM json_each(?))";
+const SCAN: &str = "SELECT lookup, expires_day, key_id, row FROM subscription
+    WHERE lookup >= ? AND lookup <= ? ORDER BY lookup LIMIT ?";
 
-const SCAN: &str = "SELECT row FROM subscription WHERE rowid >= ? AND rowid < ?";
+const END_OF_STEP: &str = "SELECT max(lookup)
+    FROM (SELECT lookup FROM subscription WHERE lookup >= ? ORDER BY lookup LIMIT ?)";
 
-const DELETE: &str = "DELETE FROM subscription WHERE lookup IN (SELECT unhex(value) FROM json_each(?))";
+const DELETE: &str = "DELETE FROM subscription WHERE lookup IN (SELECT value FROM json_each(?))";
 
 const UPSERT: &str = "INSERT INTO subscription (row, lookup, expires_day, key_id)
-    SELECT substr(?, value->>2, value->>3), unhex(value->>1), value->>0, 0 FROM json_each(?) WHERE true
+    SELECT substr(?, value->>4, value->>5), value->>0, value->>1, value->>2 FROM json_each(?) WHERE true
     ON CONFLICT (lookup) DO UPDATE
     SET row = excluded.row, expires_day = excluded.expires_day, key_id = excluded.key_id";
 
 const DELETE_AND_UPSERT: &str = "BEGIN IMMEDIATE;
-    DELETE FROM subscription WHERE lookup IN (SELECT unhex(value) FROM json_each(?));
+    DELETE FROM subscription WHERE lookup IN (SELECT value FROM json_each(?));
     INSERT INTO subscription (row, lookup, expires_day, key_id)
-    SELECT substr(?, value->>2, value->>3), unhex(value->>1), value->>0, 0 FROM json_each(?) WHERE true
+    SELECT substr(?, value->>4, value->>5), value->>0, value->>1, value->>2 FROM json_each(?) WHERE true
     ON CONFLICT (lookup) DO UPDATE
     SET row = excluded.row, expires_day = excluded.expires_day, key_id = excluded.key_id;
     COMMIT";
 
-const DELETE_EXPIRED: &str = "DELETE FROM subscription WHERE rowid >= ? AND rowid < ? AND expires_day < ?";
+const DELETE_EXPIRED: &str = "DELETE FROM subscription WHERE lookup >= ? AND lookup <= ? AND expires_day < ?";
 
 /// Changes waiting for the writing task; beyond that `put` waits.
 const QUEUE: usize = 1_024;
@@ -583,8 +762,14 @@ const WAL_PAGES: u32 = 1_000;
 /// Reading connections: a scan uses all of them at once.
 const READERS: u32 = 2;
 
-/// Row numbers looked at in one step of the expiry, so that a `put` never waits long.
-const EXPIRE_BATCH: i64 = 1_024;
+/// Rows looked at in one step of the expiry or of a change of keys, so that a `put` never waits long.
+const STEP: i64 = 512;
+
+/// Parts of the lookups that a scan deals out to its tasks. Hashes fill them evenly.
+const SPANS: i64 = 256;
+
+/// Lookups of one of them.
+const SPAN: i64 = i64::MAX / SPANS + 1;
 
 #[cfg(test)]
 mod tests;

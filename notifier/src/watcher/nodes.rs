@@ -9,13 +9,14 @@
 //! deletes the kept file and restarts.
 
 mod choice;
-mod kept;
+pub mod kept;
 mod oxend;
 mod seed;
 
 pub use seed::{SeedFault, SeedSource, offered_groups};
 
 use super::link::LinkSettings;
+use crate::keyring::Keyring;
 use bytes::Bytes;
 use choice::{Choice, Round};
 use notifier_core::omq::{Address, Identity};
@@ -39,6 +40,8 @@ pub struct NodesSettings {
     pub max_list_change: f64,
     pub link: Arc<LinkSettings>,
     pub identity: Arc<Identity>,
+    /// The kept list is sealed under the newest of them, and again when they change.
+    pub keys: watch::Receiver<Arc<Keyring>>,
 }
 
 /// The newest list; `None` until there is one.
@@ -70,8 +73,9 @@ impl Nodes {
     }
 }
 
-async fn run(settings: NodesSettings, publish: watch::Sender<Option<Arc<NodeList>>>, refresh: Arc<Notify>) {
-    let mut last = read_kept(settings.file.clone()).await.map(Arc::new);
+async fn run(mut settings: NodesSettings, publish: watch::Sender<Option<Arc<NodeList>>>, refresh: Arc<Notify>) {
+    let keys = Arc::clone(&settings.keys.borrow_and_update());
+    let mut last = read_kept(settings.file.clone(), keys).await.map(Arc::new);
     if let Some(list) = &last {
         tracing::info!(nodes = list.nodes.len(), "node list read from the kept file");
         publish.send_replace(Some(Arc::clone(list)));
@@ -94,7 +98,11 @@ async fn run(settings: NodesSettings, publish: watch::Sender<Option<Arc<NodeList
         let wait = match choice {
             Choice::Take(list) => {
                 failures = 0;
-                take(list, &mut last, &publish, &settings.file).await;
+                let is_new = take(list, &mut last, &publish);
+                if is_new && let Some(list) = &last {
+                    let keys = Arc::clone(&settings.keys.borrow_and_update());
+                    keep(Arc::clone(list), settings.file.clone(), keys).await;
+                }
                 settings.refresh_interval
             }
             Choice::AskAnother | Choice::Refuse if round.heard() == 0 => {
@@ -114,9 +122,20 @@ async fn run(settings: NodesSettings, publish: watch::Sender<Option<Arc<NodeList
                 RETRY.delay(failures - 1, random()).min(settings.refresh_interval)
             }
         };
-        tokio::select! {
-            () = sleep(wait) => {}
-            () = refresh.notified() => sleep_until(asked + LEAST_INTERVAL).await,
+        let waited = sleep(wait);
+        tokio::pin!(waited);
+        loop {
+            tokio::select! {
+                () = &mut waited => break,
+                () = refresh.notified() => {
+                    sleep_until(asked + LEAST_INTERVAL).await;
+                    break;
+                }
+                Ok(()) = settings.keys.changed() => if let Some(list) = &last {
+                    let keys = Arc::clone(&settings.keys.borrow_and_update());
+                    keep(Arc::clone(list), settings.file.clone(), keys).await;
+                },
+            }
         }
     }
 }
@@ -160,12 +179,8 @@ fn hear(round: &mut Round, kind: Kind, answer: Result<NodeList, SourceFault>) ->
     }
 }
 
-async fn take(
-    list: Arc<NodeList>,
-    last: &mut Option<Arc<NodeList>>,
-    publish: &watch::Sender<Option<Arc<NodeList>>>,
-    file: &std::path::Path,
-) {
+/// Whether it is another one than the last.
+fn take(list: Arc<NodeList>, last: &mut Option<Arc<NodeList>>, publish: &watch::Sender<Option<Arc<NodeList>>>) -> bool {
     let changed = last.as_ref().is_none_or(|last| last.nodes != list.nodes);
     if changed {
         let difference = last.as_ref().map_or(1.0, |last| last.difference(&list));
@@ -175,28 +190,37 @@ async fn take(
             "node list changed"
         );
         publish.send_replace(Some(Arc::clone(&list)));
-        let (file, kept) = (file.to_owned(), Arc::clone(&list));
-        let written = tokio::task::spawn_blocking(move || kept::write(&file, &kept.to_json())).await;
-        if !matches!(written, Ok(Ok(()))) {
-            metrics::counter!("watch_node_list_write_failures_total").increment(1);
-            tracing::warn!("the node list could not be kept: a start without sources would fail");
-        }
     }
     *last = Some(list);
+    changed
 }
 
-async fn read_kept(file: PathBuf) -> Option<NodeList> {
-    let read = tokio::task::spawn_blocking(move || kept::read(&file)).await.ok()?;
-    let text = match read {
-        Ok(text) => text?,
-        Err(error) => {
-            tracing::warn!(reason = %error.kind(), "the kept node list cannot be read");
+async fn keep(list: Arc<NodeList>, file: PathBuf, keys: Arc<Keyring>) {
+    let written = tokio::task::spawn_blocking(move || kept::write(&file, &list.to_json(), &keys)).await;
+    if !matches!(written, Ok(Ok(()))) {
+        metrics::counter!("watch_node_list_write_failures_total").increment(1);
+        tracing::warn!("the node list could not be kept: a start without sources would fail");
+    }
+}
+
+async fn read_kept(file: PathBuf, keys: Arc<Keyring>) -> Option<NodeList> {
+    let (place, ring) = (file.clone(), Arc::clone(&keys));
+    let read = tokio::task::spawn_blocking(move || kept::read(&place, &ring))
+        .await
+        .ok()?;
+    let kept = match read {
+        Ok(kept) => kept?,
+        Err(fault) => {
+            metrics::counter!("watch_node_list_unreadable_total").increment(1);
+            tracing::warn!(reason = %fault, "the kept node list cannot be used");
             return None;
         }
     };
-    let list = parse(text.into()).await;
-    if list.is_err() {
-        tracing::warn!("the kept node list is damaged");
+    let list = parse(kept.text.into()).await;
+    match &list {
+        Ok(list) if kept.is_old => keep(Arc::new(list.clone()), file, keys).await,
+        Ok(_) => {}
+        Err(_) => tracing::warn!("the kept node list is damaged"),
     }
     list.ok()
 }

@@ -19,7 +19,7 @@ pub struct Settings {
     /// 1 to 100, default 3.
     #[serde(default = "three", deserialize_with = "nodes_per_swarm")]
     pub nodes_per_swarm: usize,
-    /// The last good node list. It holds nothing secret.
+    /// The last good node list, sealed under `store.row_key_file`.
     pub node_list_file: PathBuf,
     /// At least 10 s, default 10 min.
     #[serde(default = "ten_minutes", deserialize_with = "refresh_interval")]

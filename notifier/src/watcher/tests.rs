@@ -64,6 +64,7 @@ async fn setup(nodes: usize) -> Setup {
         oxends: vec![format!("ipc://{}", path.display()).parse().unwrap()],
         seeds: Vec::new(),
         node_list_file: folder.path().join("nodes.json"),
+        keys: watch::channel(Arc::new(Keyring::new(vec![Secret::new([1; 32])]).unwrap())).1,
         refresh_interval: Duration::from_secs(600),
         max_list_change: 1.0,
         records: Everybody,

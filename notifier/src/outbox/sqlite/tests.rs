@@ -1,6 +1,9 @@
 use super::*;
-use notifier_core::account::DeviceToken;
-use notifier_core::seal::Priority;
+use crate::sqlite::ERASE_AFTER;
+use notifier_core::account::{DeviceToken, Service};
+use notifier_core::outbox::PushId;
+use notifier_core::seal::{Class, Priority};
+use quietline_shared::redact::Secret;
 use std::path::Path;
 use std::sync::Arc;
 use tempfile::TempDir;
@@ -18,7 +21,7 @@ async fn entries_and_marks_are_there_after_a_restart() {
     reader.close().await;
     writer.close().await;
 
-    let (_writer, reader) = open(&path(folder.path())).await.unwrap();
+    let (_writer, reader) = reopen(folder.path(), &ring(&[1])).await;
     let metas = reader.load_meta(EntryId(0)).await.unwrap();
     assert_eq!(
         metas.iter().map(|meta| meta.id).collect::<Vec<_>>(),
@@ -45,7 +48,7 @@ async fn entries_and_marks_are_there_after_a_restart() {
             (EntryId(2), Some(entry(2, 3_000).sealed.as_ref().clone()))
         ]
     );
-    assert_eq!(all_marks(&reader, 50).await, [[1; 16], [2; 16]]);
+    assert_eq!(all_marks(&reader).await, [[1; 16], [2; 16]]);
 }
 
 #[tokio::test]
@@ -64,7 +67,7 @@ async fn a_removed_entry_is_gone_and_its_number_is_never_used_again() {
     reader.close().await;
     writer.close().await;
 
-    let (mut writer, _reader) = open(&path(folder.path())).await.unwrap();
+    let (mut writer, _reader) = reopen(folder.path(), &ring(&[1])).await;
     assert_eq!(writer.next_id().await, Ok(EntryId(8)));
     let file = std::fs::read(path(folder.path())).unwrap();
     assert!(
@@ -109,8 +112,8 @@ async fn a_retry_keeps_its_attempt_and_form_over_a_restart() {
 #[tokio::test]
 async fn marks_go_when_they_are_too_old() {
     let (mut writer, reader, _folder) = empty().await;
-    for at_ms in [10, 20, 30] {
-        let marks = vec![[at_ms as u8; 16]];
+    for at_ms in [10_000, 20_000, 30_000] {
+        let marks = vec![[(at_ms / 1_000) as u8; 16]];
         writer
             .commit(&Commit {
                 marks,
@@ -120,15 +123,28 @@ async fn marks_go_when_they_are_too_old() {
             .await
             .unwrap();
     }
-    assert_eq!(all_marks(&reader, 20).await, [[20; 16], [30; 16]]);
-    writer
-        .commit(&Commit {
-            forget_marks_before_ms: Some(30),
-            ..Commit::default()
-        })
+    let times: Vec<_> = reader
+        .load_marks(1)
+        .await
+        .unwrap()
+        .iter()
+        .map(|seen| seen.at_ms)
+        .collect();
+    assert_eq!(times, [Some(20_000), Some(30_000)]);
+    let forget = Commit {
+        forget_marks_before_ms: Some(30_000),
+        ..Commit::default()
+    };
+    writer.commit(&forget).await.unwrap();
+    assert_eq!(all_marks(&reader).await, [[30; 16]]);
+    // What cannot be read goes with its day.
+    sqlx::query("UPDATE marks SET marks = x'00'")
+        .execute(&mut writer.writer.connection)
         .await
         .unwrap();
-    assert_eq!(all_marks(&reader, 0).await, [[30; 16]]);
+    assert_eq!(all_marks(&reader).await, [[0; 16]; 0]);
+    writer.remove_expired(0, 86_400_000).await.unwrap();
+    assert_eq!(reader.load_marks(0).await.unwrap(), []);
 }
 
 #[tokio::test]
@@ -146,7 +162,7 @@ async fn a_commit_is_whole_or_not_there() {
         Err(SqliteFault::Internal { .. })
     ));
     assert_eq!(reader.load_meta(EntryId(0)).await.unwrap().len(), 1);
-    assert_eq!(all_marks(&reader, 0).await.len(), 0);
+    assert_eq!(all_marks(&reader).await.len(), 0);
     // No transaction is left open.
     writer.commit(&adding([entry(2, 40)])).await.unwrap();
 }
@@ -187,7 +203,7 @@ async fn what_was_committed_is_there_after_a_crash() {
     std::fs::copy(path(folder.path()), path(crashed.path())).unwrap();
     let wal = std::fs::read(folder.path().join("outbox.db-wal")).unwrap();
     std::fs::write(crashed.path().join("outbox.db-wal"), &wal[..wal.len() - 5_000]).unwrap();
-    let (mut writer, reader) = open(&path(crashed.path())).await.unwrap();
+    let (mut writer, reader) = reopen(crashed.path(), &ring(&[1])).await;
     assert_eq!(reader.load_meta(EntryId(0)).await.unwrap().len(), 1);
     assert_eq!(writer.next_id().await, Ok(EntryId(2)));
 }
@@ -201,7 +217,8 @@ async fn a_damaged_row_is_named_and_hides_no_other() {
         .unwrap();
     for sql in [
         "UPDATE entry SET row = x'00' WHERE id = 1",
-        "UPDATE entry SET class = 99 WHERE id = 2",
+        // In the place of another.
+        "UPDATE entry SET head = (SELECT head FROM entry WHERE id = 3) WHERE id = 2",
     ] {
         sqlx::query(sql).execute(&mut writer.writer.connection).await.unwrap();
     }
@@ -218,11 +235,143 @@ async fn a_damaged_row_is_named_and_hides_no_other() {
 }
 
 #[tokio::test]
-async fn what_expired_meanwhile_goes_at_the_start() {
+async fn what_expired_on_an_earlier_day_goes_at_the_start() {
     let (mut writer, reader, _folder) = empty().await;
-    writer.commit(&adding([entry(1, 40), entry(2, 40)])).await.unwrap();
-    assert_eq!(writer.remove_expired(1_001).await, Ok(1));
+    let mut tomorrow = entry(2, 40);
+    tomorrow.deadline_ms = 86_400_000;
+    writer.commit(&adding([entry(1, 40), tomorrow])).await.unwrap();
+    assert_eq!(writer.remove_expired(86_399_999, 0).await, Ok(0));
+    assert_eq!(writer.remove_expired(86_400_000, 0).await, Ok(1));
     assert_eq!(reader.load_meta(EntryId(0)).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn the_file_shows_numbers_days_and_keys_and_nothing_else() {
+    let (mut writer, _reader, folder) = empty().await;
+    let marks: Vec<Mark> = (0..100)
+        .map(|n: u8| std::array::from_fn(|place| n ^ (place as u8 + 77)))
+        .collect();
+    for (id, size) in [(1, 552), (2, 600), (3, 2_856)] {
+        let mut commit = adding([entry(id, size)]);
+        commit.marks = marks.clone();
+        writer.commit(&commit).await.unwrap();
+    }
+    let lengths: Vec<(i64, i64)> = sqlx::query_as("SELECT length(head), length(row) FROM entry ORDER BY id")
+        .fetch_all(&mut writer.writer.connection)
+        .await
+        .unwrap();
+    assert_eq!(lengths, [(104, 908), (104, 908), (104, 3_820)]);
+    let file = files(folder.path());
+    for secret in [&[0xB0; 20][..], &[7; 20], &[1; 16], &marks[50]] {
+        assert!(!file.windows(secret.len()).any(|bytes| bytes == secret), "{secret:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_retry_during_a_change_of_keys_keeps_head_and_row_together() {
+    let (mut writer, reader, folder) = empty().await;
+    let many: Vec<Entry> = (1..=300).map(|id| entry(id, 40)).collect();
+    let commit = Commit {
+        add: many,
+        marks: vec![[1; 16]],
+        ..Commit::default()
+    };
+    writer.commit(&commit).await.unwrap();
+    let both = ring(&[2, 1]);
+    writer.use_keys(Arc::new(sealer(&both))).await.unwrap();
+    assert!(writer.has_older());
+    // Some have gone over, some have not; the next start needs both keys.
+    assert_eq!(writer.move_rows().await, Ok(256));
+    let change = |id| Change {
+        id: EntryId(id),
+        attempt: 3,
+        fallback: true,
+    };
+    let retried = Commit {
+        add: vec![entry(301, 40)],
+        change: vec![change(1), change(300)],
+        ..Commit::default()
+    };
+    writer.commit(&retried).await.unwrap();
+    let crashed = copy_of(folder.path());
+    for alone in [ring(&[1]), ring(&[2])] {
+        let refused = open(&path(crashed.path()), &alone, ERASE_AFTER).await.err();
+        assert_eq!(refused, Some(SqliteFault::ForeignRowKey));
+    }
+    let (mut again, its_reader) = reopen(crashed.path(), &both).await;
+    for (writer, reader) in [(&mut writer, &reader), (&mut again, &its_reader)] {
+        while writer.has_older() {
+            writer.move_rows().await.unwrap();
+        }
+        let metas = reader.load_meta(EntryId(0)).await.unwrap();
+        let retried: Vec<i64> = metas
+            .iter()
+            .filter(|meta| meta.attempt == 3)
+            .map(|meta| meta.id.0)
+            .collect();
+        assert_eq!((metas.len(), retried), (301, vec![1, 300]));
+        let ids: Vec<EntryId> = metas.iter().map(|meta| meta.id).collect();
+        assert!(
+            reader
+                .load_bodies(&ids)
+                .await
+                .unwrap()
+                .iter()
+                .all(|(_, body)| body.is_some())
+        );
+        assert_eq!(all_marks(reader).await, [[1; 16]]);
+    }
+    reader.close().await;
+    writer.close().await;
+    let (_writer, reader) = reopen(folder.path(), &ring(&[2])).await;
+    assert_eq!(reader.load_meta(EntryId(0)).await.unwrap().len(), 301);
+}
+
+#[tokio::test]
+async fn what_an_earlier_version_left_in_plain_is_sealed_and_gone() {
+    let folder = TempDir::new().unwrap();
+    let file = SqliteFile::claim(&path(folder.path()), WAL_PAGES, ERASE_AFTER).unwrap();
+    let first = Migrator::with_migrations(vec![MIGRATIONS.iter().next().unwrap().clone()]);
+    let mut writer = file.writer(&first).await.unwrap();
+    for id in 1..=600 {
+        let entry = entry(id, 700);
+        sqlx::query("INSERT INTO entry VALUES (?, 1, 2, ?, 1, ?, ?, 0, ?)")
+            .bind(id)
+            .bind(entry.deadline_ms)
+            .bind(entry.push_id.0.to_vec())
+            .bind(id == 5)
+            .bind(entry.sealed.encode_row())
+            .execute(&mut writer.connection)
+            .await
+            .unwrap();
+    }
+    for sql in [
+        "INSERT INTO marks (at_ms, marks) VALUES (77000, x'01010101010101010101010101010101')",
+        // The highest number went, and one row is damaged.
+        "DELETE FROM entry WHERE id = 600",
+        "UPDATE entry SET class = 99 WHERE id = 599",
+    ] {
+        sqlx::query(sql).execute(&mut writer.connection).await.unwrap();
+    }
+    let plain = copy_of(folder.path());
+    assert!(files(plain.path()).windows(20).any(|bytes| bytes == [0xB0; 20]));
+
+    let (mut writer, reader) = reopen(plain.path(), &ring(&[1])).await;
+    assert_eq!(writer.next_id().await, Ok(EntryId(601)));
+    let metas = reader.load_meta(EntryId(0)).await.unwrap();
+    assert_eq!(metas.len(), 598);
+    let fifth = metas[4];
+    assert_eq!(
+        (fifth.id, fifth.fallback, fifth.attempt, fifth.deadline_ms),
+        (EntryId(5), true, 1, 1_005)
+    );
+    let bodies = reader.load_bodies(&[EntryId(300)]).await.unwrap();
+    assert_eq!(bodies, [(EntryId(300), Some(entry(300, 700).sealed.as_ref().clone()))]);
+    assert_eq!(all_marks(&reader).await, [[1; 16]]);
+    let file = files(plain.path());
+    for secret in [[0xB0; 16], [7; 16], [1; 16]] {
+        assert!(!file.windows(16).any(|bytes| bytes == secret), "{secret:?}");
+    }
 }
 
 #[tokio::test]
@@ -263,10 +412,35 @@ fn path(folder: &Path) -> std::path::PathBuf {
     folder.join("outbox.db")
 }
 
+fn ring(keys: &[u8]) -> Keyring {
+    Keyring::new(keys.iter().map(|key| Secret::new([*key; 32])).collect()).unwrap()
+}
+
+async fn reopen(folder: &Path, keys: &Keyring) -> (OutboxWriter, OutboxReader) {
+    open(&path(folder), keys, ERASE_AFTER).await.unwrap()
+}
+
 async fn empty() -> (OutboxWriter, OutboxReader, TempDir) {
     let folder = TempDir::new().unwrap();
-    let (writer, reader) = open(&path(folder.path())).await.unwrap();
+    let (writer, reader) = reopen(folder.path(), &ring(&[1])).await;
     (writer, reader, folder)
+}
+
+/// What a crash leaves: the files as they are.
+fn copy_of(folder: &Path) -> TempDir {
+    let copy = TempDir::new().unwrap();
+    for name in ["outbox.db", "outbox.db-wal"] {
+        std::fs::copy(folder.join(name), copy.path().join(name)).unwrap();
+    }
+    copy
+}
+
+fn files(folder: &Path) -> Vec<u8> {
+    let files = ["outbox.db", "outbox.db-wal", "outbox.db-shm"];
+    files
+        .iter()
+        .flat_map(|name| std::fs::read(folder.join(name)).unwrap_or_default())
+        .collect()
 }
 
 fn adding<const N: usize>(entries: [Entry; N]) -> Commit {
@@ -276,13 +450,9 @@ fn adding<const N: usize>(entries: [Entry; N]) -> Commit {
     }
 }
 
-async fn all_marks(reader: &OutboxReader, since_ms: i64) -> Vec<Mark> {
-    let (mut found, mut after) = (Vec::new(), 0);
-    while let Some((last, marks)) = reader.load_marks(after, since_ms).await.unwrap() {
-        found.extend(marks.iter().map(|seen| seen.mark));
-        after = last;
-    }
-    found
+async fn all_marks(reader: &OutboxReader) -> Vec<Mark> {
+    let seen = reader.load_marks(0).await.unwrap();
+    seen.into_iter().flat_map(|seen| seen.marks).collect()
 }
 
 fn entry(id: i64, size: usize) -> Entry {

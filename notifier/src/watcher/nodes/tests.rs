@@ -31,7 +31,12 @@ fn settings(folder: &Path, oxends: &[&str]) -> NodesSettings {
         max_list_change: 0.2,
         link: Arc::default(),
         identity: Arc::new(Identity::new(Secret::new([7; 32]))),
+        keys: watch::channel(keys(1)).1,
     }
+}
+
+fn keys(number: u8) -> Arc<Keyring> {
+    Arc::new(Keyring::new(vec![Secret::new([number; 32])]).unwrap())
 }
 
 async fn wait_for(nodes: &mut Nodes, length: usize) {
@@ -76,7 +81,7 @@ async fn a_block_brings_the_next_list_at_once() {
 #[tokio::test]
 async fn a_jump_waits_for_a_second_source_that_agrees() {
     let folder = tempfile::tempdir().unwrap();
-    kept::write(&folder.path().join("nodes.json"), &list(1..50).to_json()).unwrap();
+    kept::write(&folder.path().join("nodes.json"), &list(1..50).to_json(), &keys(1)).unwrap();
     let first = FakeOxend::start(&folder.path().join("first"), list(100..150).to_json());
     let second = FakeOxend::start(&folder.path().join("second"), list(1..51).to_json());
     let mut nodes = Nodes::spawn(settings(folder.path(), &["first", "second"]));
@@ -96,5 +101,31 @@ async fn an_oxend_that_starts_late_is_found() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(nodes.lists.borrow().is_none());
     let _oxend = FakeOxend::start(&folder.path().join("oxend"), list(1..50).to_json());
+    wait_for(&mut nodes, 49).await;
+}
+
+#[tokio::test]
+async fn a_kept_list_goes_over_to_a_new_key_and_serves_a_start_under_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("nodes.json");
+    // As an earlier version left it.
+    std::fs::write(&file, list(1..50).to_json()).unwrap();
+    let (publish, current) = watch::channel(keys(1));
+    let mut nodes = Nodes::spawn(NodesSettings {
+        keys: current,
+        ..settings(folder.path(), &[])
+    });
+    wait_for(&mut nodes, 49).await;
+    for number in [1, 2] {
+        publish.send_replace(keys(number));
+        while kept::key_of(&file).unwrap() != keys(number).ids().first().copied() {
+            tokio::task::yield_now().await;
+        }
+    }
+    drop(nodes);
+    let mut nodes = Nodes::spawn(NodesSettings {
+        keys: watch::channel(keys(2)).1,
+        ..settings(folder.path(), &[])
+    });
     wait_for(&mut nodes, 49).await;
 }
