@@ -1,5 +1,6 @@
-//! Plain timing of the two files: `cargo bench -p quietline-notifier --bench storage`, with `-- only-store`, `-- only-outbox` or
-//! `-- only-driver` for one part of it.
+//! Plain timing of the two files: `cargo bench -p quietline-notifier --bench storage`, with `-- only-store`, `-- only-plain`,
+//! `-- only-outbox` or `-- only-driver` for one part of it. `plain` is the price of sealed rows: the same subscriptions as the version
+//! before them kept and read them, then sealed, then read again.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -9,11 +10,17 @@ use notifier_core::lane::LaneSettings;
 use notifier_core::outbox::{Entry, EntryId, Outcome, PushId};
 use notifier_core::seal::{Class, Priority, Sealed};
 use notifier_core::subscription::{DeviceId, Subscription};
+use quietline_notifier::keyring::Keyring;
 use quietline_notifier::outbox::sqlite::{Commit, open};
 use quietline_notifier::outbox::{Lane, OutboxFile, OutboxSettings};
+use quietline_notifier::sqlite::ERASE_AFTER;
 use quietline_notifier::store::sqlite::SqliteStore;
 use quietline_notifier::store::{LookupKey, StoreSettings, SubscriptionStore};
+use quietline_shared::crypto::keyed_hash_32;
 use quietline_shared::redact::Secret;
+use sqlx::migrate::Migrator;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
+use sqlx::{ConnectOptions, Connection};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -30,6 +37,9 @@ async fn main() {
     if wanted("store") {
         store(&folder.path().join("subscriptions.db")).await;
     }
+    if wanted("plain") {
+        plain(&folder.path().join("plain.db")).await;
+    }
     if wanted("outbox") {
         for group in [1, 16, 256, 1_024] {
             outbox(&folder.path().join(format!("outbox-{group}.db")), group).await;
@@ -42,11 +52,8 @@ async fn main() {
 }
 
 async fn store(path: &std::path::Path) {
-    let settings = StoreSettings {
-        path: path.into(),
-        lookup_key_file: "unused".into(),
-    };
-    let store = SqliteStore::open(&settings, LookupKey::new(Secret::new([1; 32])))
+    let settings = StoreSettings::in_file(path.into());
+    let store = SqliteStore::open(&settings, LookupKey::new(Secret::new([1; 32])), &keys(&[1]))
         .await
         .unwrap();
 
@@ -70,14 +77,7 @@ async fn store(path: &std::path::Path) {
     )
     .await;
 
-    for _ in 0..2 {
-        let began = Instant::now();
-        let (mut batches, mut rows) = (store.scan(), 0);
-        while let Some(batch) = batches.recv().await {
-            rows += batch.unwrap().len();
-        }
-        report("scan", rows, began.elapsed());
-    }
+    scan(&store, "scan").await;
 
     let began = Instant::now();
     let mut loaded = 0;
@@ -96,7 +96,102 @@ async fn store(path: &std::path::Path) {
     let began = Instant::now();
     store.remove_expired(NOW).await.unwrap();
     report("look for expired rows", SUBSCRIPTIONS as usize, began.elapsed());
+    let began = Instant::now();
+    let moved = store.use_keys(&keys(&[2, 1])).await.unwrap();
+    report("rows moved to a new key", moved as usize, began.elapsed());
     store.close().await;
+}
+
+async fn scan(store: &SqliteStore, what: &str) {
+    for _ in 0..2 {
+        let began = Instant::now();
+        let (mut batches, mut rows) = (store.scan(), 0);
+        while let Some(batch) = batches.recv().await {
+            rows += batch.unwrap().len();
+        }
+        report(what, rows, began.elapsed());
+    }
+}
+
+async fn plain(path: &std::path::Path) {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .page_size(4_096)
+        .journal_mode(SqliteJournalMode::Wal)
+        .pragma("cache_size", "-16384");
+    let mut connection = options.connect().await.unwrap();
+    let first = MIGRATIONS.iter().next().unwrap().clone();
+    Migrator::with_migrations(vec![first])
+        .run(&mut connection)
+        .await
+        .unwrap();
+    for from in (0..SUBSCRIPTIONS).step_by(10_000) {
+        let mut rows = connection.begin().await.unwrap();
+        for n in from..from + 10_000 {
+            let subscription = subscription(n, NOW);
+            let device = &subscription.device;
+            let parts = [
+                device.account.expose(),
+                &[device.service.code()][..],
+                device.token.expose(),
+            ];
+            sqlx::query("INSERT INTO subscription (lookup, expires_day, key_id, row) VALUES (?, ?, 0, ?)")
+                .bind(keyed_hash_32(&Secret::new([1; 32]), &parts).to_vec())
+                .bind(subscription.expires_at() / 86_400)
+                .bind(subscription.encode_row())
+                .execute(&mut *rows)
+                .await
+                .unwrap();
+        }
+        rows.commit().await.unwrap();
+    }
+    let size = |path: &std::path::Path| std::fs::metadata(path).unwrap().len() >> 20;
+    connection.close().await.unwrap();
+    let pool = SqlitePoolOptions::new().max_connections(2).connect_lazy_with(options);
+    for _ in 0..2 {
+        let began = Instant::now();
+        // Two readers with shares of the row numbers in turn, as that version had them.
+        let shares = [0, 1].map(|reader| {
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                let mut count = 0;
+                for start in (reader * 1_024..=i64::from(SUBSCRIPTIONS)).step_by(2_048) {
+                    let rows: Vec<(Vec<u8>,)> =
+                        sqlx::query_as("SELECT row FROM subscription WHERE rowid >= ? AND rowid < ?")
+                            .bind(start)
+                            .bind(start + 1_024)
+                            .fetch_all(&pool)
+                            .await
+                            .unwrap();
+                    let decoded = rows.iter().map(|(row,)| Subscription::decode_row(row).unwrap());
+                    count += decoded.map(std::hint::black_box).count();
+                }
+                count
+            })
+        });
+        let [even, odd] = shares;
+        let count = even.await.unwrap() + odd.await.unwrap();
+        report("scan of plain rows", count, began.elapsed());
+    }
+    pool.close().await;
+    println!("    {} MB", size(path));
+
+    let began = Instant::now();
+    let settings = StoreSettings::in_file(path.into());
+    let store = SqliteStore::open(&settings, LookupKey::new(Secret::new([1; 32])), &keys(&[1]))
+        .await
+        .unwrap();
+    report("plain rows sealed at a start", SUBSCRIPTIONS as usize, began.elapsed());
+    scan(&store, "scan of the same rows, sealed").await;
+    store.close().await;
+    println!("    {} MB", size(path));
+}
+
+static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite/store");
+
+fn keys(keys: &[u8]) -> Keyring {
+    Keyring::new(keys.iter().map(|key| Secret::new([*key; 32])).collect()).unwrap()
 }
 
 async fn puts(store: &SqliteStore, what: &str, in_flight: usize, numbers: impl Iterator<Item = u32>, sig_ts: i64) {
@@ -127,7 +222,7 @@ fn spread(mut times: Vec<Duration>) {
 }
 
 async fn outbox(path: &std::path::Path, group: i64) {
-    let (mut writer, reader) = open(path).await.unwrap();
+    let (mut writer, reader) = open(path, &keys(&[1]), ERASE_AFTER).await.unwrap();
     let rounds = (WAKEUPS / group).min(4_000);
     let began = Instant::now();
     for round in 0..rounds {
@@ -171,7 +266,7 @@ async fn driver(path: &std::path::Path, rate: Option<u32>) {
         settings: LaneSettings::with_concurrency(500),
         pushes,
     }];
-    let file = OutboxFile::open(&settings).await.unwrap();
+    let file = OutboxFile::open(&settings, &keys(&[1])).await.unwrap();
     let running = file.start(lanes, effects, Duration::from_secs(3_600)).await.unwrap();
     let count = rate.map_or(WAKEUPS, |rate| i64::from(rate) * 5);
 
@@ -182,6 +277,7 @@ async fn driver(path: &std::path::Path, rate: Option<u32>) {
             outcomes.send((push.id, Outcome::Delivered)).await.unwrap();
         }
     });
+    let cpu = processor_time();
     let began = Instant::now();
     let mut pause = rate.map(|rate| tokio::time::interval(Duration::from_secs(1) / rate));
     let mut answers = tokio::task::JoinSet::new();
@@ -207,6 +303,7 @@ async fn driver(path: &std::path::Path, rate: Option<u32>) {
         times.push(time.unwrap());
     }
     provider.await.unwrap();
+    let cpu = processor_time() - cpu;
     let what = rate.map_or("as fast as it goes".to_owned(), |rate| format!("at {rate}/s"));
     report(
         &format!("driver: wakeups accepted and delivered, {what}"),
@@ -214,9 +311,18 @@ async fn driver(path: &std::path::Path, rate: Option<u32>) {
         began.elapsed(),
     );
     spread(times);
+    println!("    {:.2?} of processor time each", cpu / count as u32);
     running
         .shutdown(tokio::time::Instant::now() + Duration::from_secs(10))
         .await;
+}
+
+/// Of all threads, in hundredths of a second.
+fn processor_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
+    Duration::from_millis(ticks * 10)
 }
 
 fn report(what: &str, count: usize, took: Duration) {
