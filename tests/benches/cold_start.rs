@@ -14,6 +14,7 @@ use quietline_lab::lab::Lab;
 use quietline_lab::notifier::Notifier;
 use quietline_lab::phone::{Phone, PushService, unix_seconds};
 use quietline_lab::sodium;
+use quietline_notifier::keyring::Keyring;
 use quietline_notifier::store::sqlite::SqliteStore;
 use quietline_notifier::store::{LookupKey, StoreSettings, SubscriptionStore};
 use quietline_shared::redact::Secret;
@@ -22,13 +23,18 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// With it goes what an older file does not have.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 /// Signatures count for 14 days.
 const OLDEST_FILE: Duration = Duration::from_secs(10 * 86_400);
 /// Not all the same, which the notifier takes for a placeholder.
 const LOOKUP_KEY: [u8; 32] = [
     0x3f, 0x05, 0xae, 0x41, 0xac, 0x53, 0x3f, 0x7b, 0x4f, 0xde, 0x78, 0xab, 0x95, 0xb7, 0x37, 0xf5, 0xc4, 0x53, 0xbd,
     0xc8, 0x48, 0x9b, 0xcd, 0xe5, 0xf1, 0xba, 0x98, 0x24, 0xfb, 0x5f, 0x2e, 0x3f,
+];
+
+const ROW_KEY: [u8; 32] = [
+    0x91, 0x6c, 0x0b, 0xe2, 0x57, 0x9d, 0x20, 0x48, 0xc6, 0x13, 0xfa, 0x3e, 0x7d, 0xd1, 0x84, 0x65, 0x2f, 0xb0, 0x99,
+    0x0e, 0x71, 0xda, 0x36, 0xab, 0xcc, 0x42, 0x18, 0xe7, 0x5a, 0x03, 0xbd, 0x6f,
 ];
 
 fn main() {
@@ -50,6 +56,7 @@ async fn start(file: &Path, accounts: usize, nodes: usize, goal: f64) {
     // 1,800 nodes are 257 swarms of seven and one that lacks a node.
     let folder = &lab.settings.folder;
     std::fs::write(folder.join("keys/lookup"), LOOKUP_KEY).expect("the folder is ours");
+    std::fs::write(folder.join("keys/rows"), ROW_KEY).expect("the folder is ours");
     std::fs::copy(file, folder.join("data/subscriptions.db")).expect("the disk has room");
     let binary = Notifier::find_binary(None).expect("it is built");
     let log = folder.join("notifier.log");
@@ -146,11 +153,9 @@ async fn subscriptions(accounts: usize) -> PathBuf {
     report::note("making the file of subscriptions; this takes minutes, once");
     let unfinished = path.with_extension("making");
     let _ = std::fs::remove_file(&unfinished);
-    let settings = StoreSettings {
-        path: unfinished.clone(),
-        lookup_key_file: "unused".into(),
-    };
-    let store = SqliteStore::open(&settings, LookupKey::new(Secret::new(LOOKUP_KEY)))
+    let settings = StoreSettings::in_file(unfinished.clone());
+    let rows = Keyring::new(vec![Secret::new(ROW_KEY)]).expect("it is one key");
+    let store = SqliteStore::open(&settings, LookupKey::new(Secret::new(LOOKUP_KEY)), &rows)
         .await
         .expect("the store opens");
     let now = unix_seconds();

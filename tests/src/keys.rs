@@ -187,7 +187,7 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Writes `onion`, `lookup`, `link`, `vapid`, `apns.p8`, `apns.pem`, `apns-key.pem`, `huawei.secret`, `huawei.json` and `ca.pem` into `folder`;
+    /// Writes `onion`, `lookup`, `rows`, `link`, `vapid`, `apns.p8`, `apns.pem`, `apns-key.pem`, `huawei.secret`, `huawei.json` and `ca.pem` into `folder`;
     /// `firebase.json` follows when it is known where tokens are given out.
     pub fn generate(folder: &Path) -> Result<Self, KeyError> {
         std::fs::create_dir_all(folder)?;
@@ -195,6 +195,7 @@ impl Keys {
         let onion_secret = sodium::random::<32>();
         write_secret(&folder.join("onion"), &onion_secret)?;
         write_secret(&folder.join("lookup"), &sodium::random::<32>())?;
+        write_secret(&folder.join("rows"), &sodium::random::<32>())?;
         write_secret(&folder.join("link"), &sodium::random::<32>())?;
         write_secret(&folder.join("vapid"), &sodium::random::<32>())?;
         let apns = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;

@@ -32,6 +32,7 @@ pub fn notifier_settings(addresses: &Addresses) -> Table {
         [store]
         path = "data/subscriptions.db"
         lookup_key_file = "keys/lookup"
+        row_key_file = "keys/rows"
 
         [watcher]
         key_file = "keys/link"

@@ -44,6 +44,7 @@ const MAY_EXPOSE: &[&str] = &[
     "notifier/src/dispatch/webpush.rs",
     "notifier/src/dispatch/webpush/connections.rs",
     "notifier/src/http/limits.rs",
+    "notifier/src/keyring/file.rs",
     "notifier/src/store.rs",
     "turn/core/src/auth.rs",
     "turn/src/offer.rs",
@@ -52,7 +53,9 @@ const MAY_EXPOSE: &[&str] = &[
 ];
 
 /// Modules of `notifier/src` that are tools or wiring, not stages.
-const NOTIFIER_TOOLS: &[&str] = &["app", "settings", "command", "sqlite", "tls", "main", "lib", "clock"];
+const NOTIFIER_TOOLS: &[&str] = &[
+    "app", "settings", "command", "keyring", "sqlite", "tls", "main", "lib", "clock",
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()

@@ -9,14 +9,13 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use notifier_core::account::Service;
-use notifier_core::seal::Sealed;
+use notifier_core::outbox::{EntryId, Restored};
 use quietline_lab::lab::{Lab, LabSettings};
 use quietline_lab::node::message_hash;
 use quietline_lab::notifier::Notifier;
 use quietline_lab::phone::{Phone, PushService};
 use quietline_lab::provider::{Answer, Delivery};
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions, Connection};
+use quietline_notifier::{keyring, outbox};
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Arguments;
 use std::io::Write;
@@ -216,19 +215,32 @@ async fn read_outbox(lab_folder: &Path, scratch: &Path) -> Vec<Entry> {
     if wal.exists() {
         std::fs::copy(wal, scratch.join("copy.db-wal")).unwrap();
     }
-    let mut connection = SqliteConnectOptions::new().filename(&copy).connect().await.unwrap();
-    let rows: Vec<(i64, Vec<u8>, Vec<u8>)> = sqlx::query_as("SELECT service, push_id, row FROM entry")
-        .fetch_all(&mut connection)
-        .await
-        .unwrap();
-    connection.close().await.unwrap();
-    rows.into_iter()
-        .map(|(_, push_id, row)| {
-            let sealed = Sealed::decode_row(&row).unwrap();
-            let is_apple = matches!(sealed.service, Service::Apns | Service::ApnsSandbox);
+    let keys = keyring::file::read(&lab_folder.join("keys/rows")).unwrap();
+    let (writer, reader) = outbox::sqlite::open(&copy, &keys, Duration::ZERO).await.unwrap();
+    let mut left: Vec<Restored> = Vec::new();
+    loop {
+        let after = left.last().map_or(EntryId(0), |entry| entry.id);
+        let batch = reader.load_meta(after).await.unwrap();
+        if batch.is_empty() {
+            break;
+        }
+        left.extend(batch);
+    }
+    let ids: Vec<EntryId> = left.iter().map(|entry| entry.id).collect();
+    let bodies = reader.load_bodies(&ids).await.unwrap();
+    reader.close().await;
+    writer.close().await;
+    left.into_iter()
+        .zip(bodies)
+        .map(|(entry, (id, body))| {
+            let (sealed, is_apple) = (
+                body.unwrap(),
+                matches!(entry.service, Service::Apns | Service::ApnsSandbox),
+            );
+            assert_eq!(entry.id, id);
             Entry {
                 nonce: *sealed.body.first_chunk().unwrap(),
-                apns_id: is_apple.then(|| uuid(&push_id)),
+                apns_id: is_apple.then(|| uuid(&entry.push_id.0)),
             }
         })
         .collect()
