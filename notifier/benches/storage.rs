@@ -1,5 +1,5 @@
 //! Plain timing of the two files: `cargo bench -p quietline-notifier --bench storage`, with `-- only-store`, `-- only-plain`,
-//! `-- only-outbox` or `-- only-driver` for one part of it. `plain` is the price of sealed rows: the same subscriptions as the version
+//! `-- only-outbox`, `-- only-driver` or `-- only-seal` for one part of it. `plain` is the price of sealed rows: the same subscriptions as the version
 //! before them kept and read them, then sealed, then read again.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
@@ -39,6 +39,9 @@ async fn main() {
     }
     if wanted("plain") {
         plain(&folder.path().join("plain.db")).await;
+    }
+    if wanted("seal") {
+        seal();
     }
     if wanted("outbox") {
         for group in [1, 16, 256, 1_024] {
@@ -219,6 +222,31 @@ fn spread(mut times: Vec<Duration>) {
         at(999),
         at(1_000)
     );
+}
+
+/// What a wakeup costs beyond a version without row keys: its head and its row are sealed, and opened again if it waits on disk.
+fn seal() {
+    let (keys, place) = (keys(&[1]), [7; 17]);
+    let sealer = keys.sealer("bench");
+    let key = Some(sealer.newest());
+    for (what, size, length) in [("head", 31, 60), ("short row", 733, 864), ("long row", 3_593, 3_776)] {
+        let content = vec![9; size];
+        let sealed: Vec<Vec<u8>> = timed(&format!("seal: {what}"), || {
+            sealer.seal(&place, &content, &[length]).unwrap()
+        });
+        let mut sealed = sealed.into_iter();
+        timed(&format!("open: {what}"), || {
+            sealer.open(key, &place, sealed.next().unwrap()).unwrap()
+        });
+    }
+}
+
+fn timed<T>(what: &str, mut call: impl FnMut() -> T) -> Vec<T> {
+    const COUNT: usize = 20_000;
+    let began = Instant::now();
+    let made = (0..COUNT).map(|_| call()).collect();
+    report(what, COUNT, began.elapsed());
+    made
 }
 
 async fn outbox(path: &std::path::Path, group: i64) {
