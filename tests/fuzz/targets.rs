@@ -16,7 +16,7 @@ use quietline_shared::onion::{self, OnionError};
 use quietline_shared::redact::Secret;
 use std::sync::LazyLock;
 use turn_core::attributes::{self, MAX_PEERS, MAX_UNKNOWN};
-use turn_core::framing::{Framer, MAX_FRAME, STRANGER_FRAME};
+use turn_core::framing::{Framer, Half, MAX_FRAME, STRANGER_FRAME};
 use turn_core::wire::{ChannelData, Class, HEADER, MAGIC_COOKIE, Message, Method, TransactionId, Writer};
 
 /// A Unix time within the golden data's signatures.
@@ -289,20 +289,22 @@ pub fn framing(data: &[u8]) {
     assert!(has_fault || (rest.len() < limit && taken + rest.len() == stream.len()));
 }
 
-/// Frames, what is left, and whether the stream has ended with a fault: its name may hang on the cut, as a length comes before a cookie.
+/// Frames, what of the stream is in none, and whether it has ended with a fault: its name may hang on the cut, as a length comes before a
+/// cookie.
 type Frames = (Vec<Vec<u8>>, Vec<u8>, bool);
 
 /// As a shard reads: one buffer, which between two reads is another stream's.
-fn frames(mut stream: &[u8], limit: usize, cut: usize) -> Frames {
+fn frames(stream: &[u8], limit: usize, cut: usize) -> Frames {
     let mut framer = Framer::new(STRANGER_FRAME);
-    let (mut found, mut rest) = (Vec::new(), Vec::new());
-    while !stream.is_empty() {
-        framer.begin(&rest, limit);
+    let (mut found, mut half, mut coming) = (Vec::new(), Half::default(), stream);
+    while !coming.is_empty() {
+        framer.begin(limit);
         let space = framer.space();
-        let length = cut.min(space.len()).min(stream.len());
-        space[..length].copy_from_slice(&stream[..length]);
+        let length = cut.min(space.len()).min(coming.len());
+        space[..length].copy_from_slice(&coming[..length]);
         framer.filled(length);
-        stream = &stream[length..];
+        coming = &coming[length..];
+        framer.join(&mut half);
         loop {
             match framer.next_frame() {
                 Ok(Some(frame)) => found.push(frame.to_vec()),
@@ -310,9 +312,10 @@ fn frames(mut stream: &[u8], limit: usize, cut: usize) -> Frames {
                 Err(_) => return (found, Vec::new(), true),
             }
         }
-        rest = framer.rest().to_vec();
+        framer.leave(&mut half);
     }
-    (found, rest, false)
+    let taken: usize = found.iter().map(Vec::len).sum();
+    (found, stream[taken..].to_vec(), false)
 }
 
 /// A life of the whole server: requests, packets, failing ports, reloads, jumps of time.

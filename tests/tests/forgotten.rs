@@ -12,9 +12,6 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
-/// SQLite keeps copies of what it stores in memory of its own. While rows stand in plain, only what is never stored so is looked for.
-const ROWS_ARE_SEALED: bool = false;
-
 const SERVICES: [PushService; 4] = [
     PushService::Apns,
     PushService::Firebase,
@@ -120,27 +117,21 @@ fn private_values(phone: &Phone) -> Vec<(String, Vec<u8>)> {
     let mut values = vec![
         (
             format!("account of {service}, hex"),
-            phone.account_hex()[2..].as_bytes().to_vec(),
+            phone.account_hex().as_bytes()[2..].to_vec(),
         ),
         (
             format!("key of {service}, hex"),
             hex::encode(phone.enc_key).into_bytes(),
         ),
     ];
-    let token = (format!("token of {service}"), phone.token.clone().into_bytes());
-    // Apple's tokens are stored as what their hex stands for.
-    if ROWS_ARE_SEALED || phone.service == PushService::Apns {
-        values.push(token);
+    values.push((format!("token of {service}"), phone.token.clone().into_bytes()));
+    values.push((format!("account of {service}"), phone.account()[1..].to_vec()));
+    values.push((format!("key of {service}"), phone.enc_key.to_vec()));
+    if let Ok(raw) = hex::decode(&phone.token) {
+        values.push((format!("token of {service}, raw"), raw));
     }
-    if ROWS_ARE_SEALED {
-        values.push((format!("account of {service}"), phone.account()[1..].to_vec()));
-        values.push((format!("key of {service}"), phone.enc_key.to_vec()));
-        if let Ok(raw) = hex::decode(&phone.token) {
-            values.push((format!("token of {service}, raw"), raw));
-        }
-        if let Some(Value::String(text)) = item.get("session_ed25519") {
-            values.push((format!("Ed25519 key of {service}"), hex::decode(text).unwrap()));
-        }
+    if let Some(Value::String(text)) = item.get("session_ed25519") {
+        values.push((format!("Ed25519 key of {service}"), hex::decode(text).unwrap()));
     }
     values
 }

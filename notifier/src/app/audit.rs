@@ -76,6 +76,12 @@ impl View {
                 path: settings.store.lookup_key_file.clone(),
                 kind: KeyKind::Rows,
             },
+            KeyFile {
+                name: "store.row_key_file",
+                purpose: "opens every sealed row, entry of the outbox and the kept node list",
+                path: settings.row_key_file.clone(),
+                kind: KeyKind::Rows,
+            },
         ];
         let mut credential = |name, path: &Option<PathBuf>| {
             keys.extend(path.clone().map(|path| KeyFile {

@@ -19,10 +19,6 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 
-/// Whether rows, outbox entries and the kept node list are sealed: then their files are searched as they are. Before, rows stand in
-/// plain, and only what stands beside them is searched.
-const ROWS_ARE_SEALED: bool = false;
-
 /// Messages live as long as the clients' do.
 const FORTNIGHT: Duration = Duration::from_secs(14 * 24 * 3600);
 
@@ -85,7 +81,7 @@ impl World {
 
     fn mark_keys(&mut self) {
         let folder = self.lab.keys.folder.clone();
-        for name in ["onion", "lookup", "link", "vapid"] {
+        for name in ["onion", "lookup", "rows", "link", "vapid"] {
             let key = std::fs::read(folder.join(name)).unwrap();
             self.values.mark_bytes(&format!("key {name}"), &key);
         }
@@ -312,9 +308,7 @@ impl World {
         for file in files::nameless(process) {
             self.sinks.add("files without a name", file);
         }
-        if ROWS_ARE_SEALED {
-            self.gather_databases("while it runs");
-        }
+        self.gather_databases("while it runs");
     }
 
     /// The databases, their logs, shared memory and free pages, and the kept node list, byte by byte.
@@ -343,16 +337,10 @@ impl World {
         let ours = |name: &str| {
             name.starts_with("keys/") || [".quietline-lab", "notifier.toml", "notifier.log"].contains(&name)
         };
-        let plain = |name: &str| {
-            let is_database = ["data/subscriptions.db", "data/outbox.db"]
-                .iter()
-                .any(|file| name.starts_with(file) && !name.ends_with(".lock"));
-            !ROWS_ARE_SEALED && (is_database || name == "data/nodes.json")
-        };
         let mut names = String::new();
         for name in left.iter().filter(|name| !ours(name)) {
             let _ = writeln!(names, "{name}");
-            if !plain(name) && *name != "oxend.sock" {
+            if *name != "oxend.sock" {
                 self.sinks
                     .add(format!("file {name}"), std::fs::read(folder.join(name)).unwrap());
             }
@@ -364,35 +352,18 @@ impl World {
         );
         let leaks = self.sinks.leaks(&self.places);
         assert!(leaks.is_empty(), "{}", leaks.join("\n"));
-        if !ROWS_ARE_SEALED {
-            let list = std::fs::read(folder.join("data/nodes.json")).unwrap();
-            let mut kept = Sinks::default();
-            kept.add("the kept node list", list);
-            for leak in kept.leaks(&self.values) {
-                assert!(leak.contains("\"key of node"), "{leak}");
-            }
-        }
         (self.sinks, self.values)
     }
 
-    /// Every column of every table; the rows themselves only if they are sealed.
+    /// Every column of every table.
     async fn gather_columns(&mut self, folder: &Path) {
-        for (file, columns_of_rows) in [
-            ("subscriptions.db", vec!["lookup", "expires_day", "key_id", "row"]),
+        for (file, table, columns_of_rows) in [
             (
-                "outbox.db",
-                vec![
-                    "id",
-                    "service",
-                    "class",
-                    "deadline_ms",
-                    "attempt",
-                    "push_id",
-                    "fallback",
-                    "key_id",
-                    "row",
-                ],
+                "subscriptions.db",
+                "subscription",
+                ["lookup", "expires_day", "key_id", "row"].as_slice(),
             ),
+            ("outbox.db", "entry", &["id", "expires_day", "key_id", "head", "row"]),
         ] {
             let path = folder.join(file);
             let mut database = sqlx::SqliteConnection::connect(&format!("sqlite://{}", path.display()))
@@ -405,21 +376,13 @@ impl World {
             .await
             .unwrap();
             let columns: Vec<(String, String)> = tables.iter().map(|row| (row.get(0), row.get(1))).collect();
-            let table = if file == "subscriptions.db" {
-                "subscription"
-            } else {
-                "entry"
-            };
             let found: Vec<_> = columns
                 .iter()
                 .filter(|(of, _)| of == table)
                 .map(|(_, name)| name.as_str())
                 .collect();
-            assert!(
-                ROWS_ARE_SEALED || found == columns_of_rows,
-                "a new column needs a look at what stands in it: {found:?}"
-            );
-            for (table, column) in columns.iter().filter(|(_, column)| ROWS_ARE_SEALED || column != "row") {
+            assert_eq!(found, columns_of_rows, "a new column needs a look at what stands in it");
+            for (table, column) in &columns {
                 let query = format!("SELECT CAST(\"{column}\" AS BLOB) FROM \"{table}\"");
                 let rows = sqlx::query(sqlx::AssertSqlSafe(query))
                     .fetch_all(&mut database)
