@@ -35,6 +35,7 @@ async fn a_notifier_says_what_it_holds_and_nothing_of_whom() {
     assert_eq!(audit["running"], true);
     assert_eq!(count(&audit, "Subscriptions"), phones.len() as u64);
     assert_eq!(count(&audit, "Devices in memory"), phones.len() as u64);
+    assert_eq!(key_of(&audit, "Subscriptions"), id_of(&audit, "store.row_key_file"));
     for what in [
         "core dumps",
         "access by other processes",
@@ -120,6 +121,25 @@ fn count(audit: &Value, what: &str) -> u64 {
     let holding = held.iter().find(|holding| holding["what"] == what).unwrap();
     let groups = holding["groups"].as_array().unwrap();
     groups.iter().map(|group| group["count"].as_u64().unwrap()).sum()
+}
+
+/// Under which key all of it is sealed.
+fn key_of<'a>(audit: &'a Value, what: &str) -> &'a str {
+    let held = audit["held"].as_array().unwrap();
+    let holding = held.iter().find(|holding| holding["what"] == what).unwrap();
+    let [group] = holding["groups"].as_array().unwrap().as_slice() else {
+        panic!("{holding:#}");
+    };
+    group["protection"]["key"]
+        .as_str()
+        .unwrap_or_else(|| panic!("{group:#}"))
+}
+
+/// What rows call the key in the file of this setting.
+fn id_of<'a>(audit: &'a Value, setting: &str) -> &'a str {
+    let keys = audit["keys"].as_array().unwrap();
+    let key = keys.iter().find(|key| key["name"] == setting).unwrap();
+    key["id"].as_str().unwrap()
 }
 
 fn fact<'a>(audit: &'a Value, what: &str) -> &'a Value {

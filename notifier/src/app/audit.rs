@@ -2,6 +2,7 @@
 //!
 //! In: settings, what the running process says. Out: an `Audit`. Never: takes the settings' word for what a file holds.
 
+use crate::keyring::{self, KeyId};
 use crate::settings::Settings;
 use crate::sqlite::census::{self, Rows, Table};
 use crate::{dispatch, watcher};
@@ -11,7 +12,7 @@ use notifier_core::subscription::Subscription;
 use quietline_shared::service::audit::live::Live;
 use quietline_shared::service::audit::process::Process;
 use quietline_shared::service::audit::{
-    Adversary, Audit, Fact, Group, Holding, Place, Protection, Scale, Who, files, sentences,
+    Adversary, Audit, Fact, Group, Holding, Key, Place, Protection, Scale, Who, files, sentences,
 };
 use quietline_shared::service::telemetry::Level;
 use std::io::Read;
@@ -48,6 +49,8 @@ struct KeyFile {
 enum KeyKind {
     /// Protects rows of the store.
     Rows,
+    /// Seals rows; the file may hold an older key as well, and rows name theirs.
+    Ring,
     /// 32 random bytes for something else.
     Random,
     /// Given by a provider.
@@ -80,7 +83,7 @@ impl View {
                 name: "store.row_key_file",
                 purpose: "opens every sealed row, entry of the outbox and the kept node list",
                 path: settings.row_key_file.clone(),
-                kind: KeyKind::Rows,
+                kind: KeyKind::Ring,
             },
         ];
         let mut credential = |name, path: &Option<PathBuf>| {
@@ -149,10 +152,14 @@ pub async fn audit(view: &View, live: Option<&Live>, scale: Scale, now: i64) -> 
     held.extend(holdings_of_outbox(view).await);
     held.push(node_list(view));
     held.extend(in_memory(live));
-    let data = |kind| (kind == KeyKind::Rows).then_some(view.store.as_path());
     let keys = view.keys.iter().map(|key| match key.kind {
         KeyKind::Credential => files::key(key.name, key.purpose, &key.path, None),
-        kind => files::random_key(key.name, key.purpose, &key.path, data(kind)),
+        KeyKind::Random => files::random_key(key.name, key.purpose, &key.path, None),
+        KeyKind::Rows => files::random_key(key.name, key.purpose, &key.path, Some(&view.store)),
+        KeyKind::Ring => Key {
+            id: ids_of_ring(&key.path),
+            ..files::key(key.name, key.purpose, &key.path, Some(&view.store))
+        },
     });
     let mut audit = Audit {
         server: "quietline-notifier",
@@ -167,6 +174,12 @@ pub async fn audit(view: &View, live: Option<&Live>, scale: Scale, now: i64) -> 
     audit.facts = facts(view, &audit, process.as_ref());
     audit.adversaries = adversaries(view, &audit, process.as_ref(), scale);
     audit
+}
+
+/// As rows name them, the newest first. The file is read anew: keys are exchanged while the notifier runs.
+fn ids_of_ring(file: &Path) -> Option<String> {
+    let ids = keyring::file::read(file).ok()?.ids();
+    Some(ids.iter().map(KeyId::to_string).collect::<Vec<_>>().join(", then "))
 }
 
 /// As the operator asks for it: exact, and with what the running notifier says, if one answers.
