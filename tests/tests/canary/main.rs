@@ -35,6 +35,7 @@ async fn everything_then_search(format: &str, seeds: usize) {
     scenes::start_with_bad_keys(&mut world).await;
     let friends = scenes::subscribe_and_be_woken(&mut world).await;
     scenes::bindings_and_tests(&mut world).await;
+    scenes::relays_for_calls(&mut world, &friends).await;
     world.look().await;
     scenes::refused_requests(&mut world, &friends).await;
     scenes::answers_of_the_providers(&mut world).await;

@@ -4,11 +4,13 @@ use crate::PATIENCE;
 use crate::crash::{SIGNALS, assert_no_core};
 use crate::world::World;
 use quietline_lab::bt;
+use quietline_lab::lab::CREDENTIALS;
 use quietline_lab::node::{Fault, SwarmMessage};
 use quietline_lab::oxend::OxendMood;
 use quietline_lab::phone::{Phone, PushService, unix_milliseconds, unix_seconds};
 use quietline_lab::provider::Answer;
 use quietline_lab::sodium;
+use quietline_lab::system;
 use serde_json::{Value, json};
 use sqlx::{Connection, SqliteConnection};
 use std::process::Command;
@@ -221,6 +223,28 @@ pub async fn bindings_and_tests(world: &mut World) {
         world.sinks.add("operator's push", &ended.stdout);
         world.sinks.add("operator's push", &ended.stderr);
     }
+}
+
+/// Relays for calls, a request for them that says too much, and settings read again.
+pub async fn relays_for_calls(world: &mut World, friends: &Friends) {
+    for _ in 0..4 {
+        // Whoever asks is told; nobody else and nothing else is.
+        let reply = world.lab.credentials().await.unwrap().reply.unwrap();
+        let answer: Value = serde_json::from_slice(&reply.body).unwrap();
+        for server in answer["iceServers"].as_array().unwrap() {
+            let (_, random) = server["username"].as_str().unwrap().split_once(':').unwrap();
+            world.values.mark("name for a relay", random.as_bytes());
+            let password = server["credential"].as_str().unwrap();
+            world.values.mark("password for a relay", password.as_bytes());
+        }
+    }
+    let told = json!({ "pubkey": friends.person.account_hex(), "token": friends.person.token });
+    assert_ne!(world.onion(CREDENTIALS, &told).await["success"], true);
+    world
+        .wait_metric("http_items_total", "operation=\"turn_credentials\"", 5.0)
+        .await;
+    system::ask_to_reload(world.lab.notifier().process_id().unwrap());
+    world.wait_metric("settings_reloads_total", "", 1.0).await;
 }
 
 /// Requests that are wrong in one way each, all of them full of private values.

@@ -4,11 +4,14 @@ use crate::PATIENCE;
 use crate::files;
 use crate::search::{Search, Sinks};
 use quietline_lab::http::HttpClient;
+use quietline_lab::keys::write_secret;
 use quietline_lab::lab::{Lab, LabSettings, Sent};
 use quietline_lab::notifier::Metrics;
 use quietline_lab::onion::Cipher;
 use quietline_lab::phone::{Phone, send_onion, unix_seconds};
 use quietline_lab::provider::Delivery;
+use quietline_lab::settings::turn_server;
+use quietline_lab::sodium;
 use serde_json::Value;
 use sqlx::{Connection, Row};
 use std::fmt::Write;
@@ -49,7 +52,20 @@ impl World {
         settings.seeds = seeds;
         settings.ready_within = PATIENCE;
         crate::crash::allow_core_dumps(folder);
-        let lab = Lab::start(settings).await.unwrap();
+        let mut lab = Lab::surround(settings).unwrap();
+        let relay = ["turn:turn.example.org:3478?transport=udp".to_owned()];
+        let mut servers = Vec::new();
+        let mut relay_secrets = Vec::new();
+        for number in 0..2 {
+            let (file, secret) = (format!("keys/turn-{number}"), hex::encode(sodium::random::<32>()));
+            write_secret(&lab.settings.folder.join(&file), secret.as_bytes()).unwrap();
+            servers.push(turn_server(&format!("operator {number}"), &relay, &file));
+            relay_secrets.push(secret);
+        }
+        let servers = toml::Value::Array(servers);
+        lab.settings.overrides.push(("turn.server".to_owned(), servers));
+        lab.write_settings().unwrap();
+        lab.start_notifier().await.unwrap();
         let pushes = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&pushes);
         assert!(
@@ -67,6 +83,9 @@ impl World {
             lab,
         };
         world.mark_keys();
+        for secret in relay_secrets {
+            world.values.mark("secret of a relay", secret.as_bytes());
+        }
         for (number, node) in world.lab.fleet.addresses().iter().enumerate() {
             let address = format!("127.0.0.1:{}", node.port);
             world
