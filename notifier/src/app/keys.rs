@@ -260,8 +260,8 @@ pub async fn report(places: &KeyPlaces, out: &mut (dyn Write + Send)) -> io::Res
         }
     }
     let kept = kept::key_of(&places.node_list_file)?;
-    if let Some(key) = kept {
-        writeln!(out, "kept node list: under {key}")?;
+    if let Some(id) = kept {
+        writeln!(out, "kept node list: under {id}")?;
     }
     if ring.len() > 1 {
         writeln!(out, "an exchange of row keys has not ended: run rotate-key again")?;
@@ -272,8 +272,8 @@ pub async fn report(places: &KeyPlaces, out: &mut (dyn Write + Send)) -> io::Res
 fn describe(known: &KeyUse, ring: &[KeyId]) -> String {
     match known.key {
         None => format!("{} rows in plain, sealed at the next start", known.rows),
-        Some(key) if ring.contains(&key) => format!("{} rows under {key}", known.rows),
-        Some(key) => format!("{} rows under {key}, which is not in the file", known.rows),
+        Some(id) if ring.contains(&id) => format!("{} rows under {id}", known.rows),
+        Some(id) => format!("{} rows under {id}, which is not in the file", known.rows),
     }
 }
 
