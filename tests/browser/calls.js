@@ -85,7 +85,7 @@ async function endOf(end) {
     remote: remote.candidateType ?? "",
     remoteAddress: remote.address ?? "",
     roundTrips: pair.responsesReceived ?? 0,
-    roundTripSeconds: pair.currentRoundTripTime ?? 0,
+    roundTripSeconds: pair.currentRoundTripTime ?? null,
     bytesReceived: pair.bytesReceived ?? 0,
     audioPackets: audio.packetsReceived ?? 0,
     audioLost: audio.packetsLost ?? 0,

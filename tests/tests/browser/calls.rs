@@ -76,7 +76,8 @@ pub struct EndReport {
     pub url: String,
     pub remote: String,
     pub remote_address: String,
-    pub round_trip_seconds: f64,
+    /// In whole milliseconds: of two ends on one machine it may be 0.
+    pub round_trip_seconds: Option<f64>,
     pub bytes_received: u64,
     pub audio_packets: i64,
     pub audio_lost: i64,
