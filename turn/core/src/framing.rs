@@ -71,7 +71,13 @@ impl Framer {
             return;
         }
         let came = self.end - self.start;
-        let whole = needed(&half.bytes).ok().flatten();
+        // As much as says the length, or that it is no frame of ours: then it is not waited for.
+        let (mut head, mut known) = ([0; HEAD], 0);
+        for (to, from) in head.iter_mut().zip(half.bytes.iter().chain(self.rest())) {
+            *to = *from;
+            known += 1;
+        }
+        let whole = needed(head.get(..known).unwrap_or_default()).ok().flatten();
         let is_waiting = |whole: &usize| *whole <= self.limit && half.bytes.len() + came < *whole;
         if let Some(whole) = whole.filter(is_waiting) {
             half.push(self.rest(), whole);
@@ -199,6 +205,9 @@ impl Half {
     }
 }
 
+/// Bytes that [`needed`] looks at: type, length and cookie.
+const HEAD: usize = 8;
+
 /// Length of the frame that these bytes begin, as soon as they say it.
 fn needed(waiting: &[u8]) -> Result<Option<usize>, FramingFault> {
     if waiting.is_empty() {
@@ -320,6 +329,25 @@ mod tests {
             framer.clear();
             prop_assert!(framer.buffer.iter().all(|byte| *byte == 0), "something of a stream stays");
         }
+    }
+
+    #[test]
+    fn half_a_frame_of_something_else_is_refused_as_soon_as_it_shows() {
+        let (mut framer, mut half) = (Framer::new(STRANGER_FRAME), Half::default());
+        let mut refused = None;
+        // A STUN header with another cookie, byte by byte; a whole frame of it would have 32.
+        for (number, byte) in [0, 1, 0, 12, 0x21, 0x12, 0xA4, 0x43, 7].into_iter().enumerate() {
+            framer.begin(STRANGER_FRAME);
+            framer.space()[0] = byte;
+            framer.filled(1);
+            framer.join(&mut half);
+            if framer.next_frame().is_err() {
+                refused = Some(number);
+                break;
+            }
+            framer.leave(&mut half);
+        }
+        assert_eq!(refused, Some(7), "with the last byte of the cookie");
     }
 
     #[test]
