@@ -344,8 +344,7 @@ mod tests {
     }
 
     fn watched(settings: &Settings, now: u64) -> Vec<Hazard> {
-        let hosts: Vec<String> = settings.fixed.listen.name.iter().cloned().collect();
-        certificate(settings.certificate.as_ref(), &hosts, now)
+        certificate(settings.certificate.as_ref(), &tls_hosts(settings), now)
     }
 
     #[test]
