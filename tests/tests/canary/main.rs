@@ -56,6 +56,8 @@ async fn everything_then_search(format: &str, seeds: usize) {
         "/health/live",
         "/health/ready",
         "/info",
+        "/transparency",
+        "audit",
         "answers",
         "command line",
         "columns",

@@ -313,6 +313,21 @@ impl World {
         }
         let info = self.lab.http.get("/info").await.unwrap();
         self.sinks.add("/info", &info.body);
+        let page = self.lab.http.get("/transparency").await.unwrap();
+        assert_eq!(page.status, 200);
+        self.sinks.add("/transparency", &page.body);
+        for form in [&[][..], &["--json"]] {
+            let binary = quietline_lab::notifier::Notifier::find_binary(None).unwrap();
+            let audit = std::process::Command::new(binary)
+                .arg("audit")
+                .args(form)
+                .arg("--settings")
+                .arg(self.lab.settings_file())
+                .output()
+                .unwrap();
+            assert!(audit.status.success(), "{}", String::from_utf8_lossy(&audit.stderr));
+            self.sinks.add("audit", [audit.stdout, audit.stderr].concat());
+        }
         let process = self.lab.notifier().process_id().unwrap();
         self.sinks.add(
             "command line",
