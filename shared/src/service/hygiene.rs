@@ -51,7 +51,7 @@ fn may_lock(status: &str, limits: &str) -> bool {
         || word_after(limits, "Max locked memory").as_deref() == Some("unlimited")
 }
 
-/// The deepest calls of both servers reach nearly as far; less than a microsecond's writing.
+/// The deepest calls of both servers reach nearly as far. What it costs stands in docs/benchmarks.md.
 const WIPED: usize = 64 << 10;
 /// Bit 14 of a set of capabilities (capabilities(7)).
 const CAP_IPC_LOCK: u64 = 1 << 14;
