@@ -61,6 +61,7 @@ fn everything_then_search(format: &str) {
         "/metrics",
         "/health/live",
         "/health/ready",
+        "/transparency",
         "command line",
         "names of threads",
         "bad starts",
@@ -494,7 +495,7 @@ impl World {
     }
 
     fn look(&mut self) {
-        for path in ["/metrics", "/health/live", "/health/ready"] {
+        for path in ["/metrics", "/health/live", "/health/ready", "/transparency"] {
             let answer = self.site.tells(path);
             assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
             assert!(!answer.contains("service_panics_total 1"));
