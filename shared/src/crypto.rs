@@ -9,18 +9,19 @@ pub use p256::{P256Key, is_p256_point};
 use crate::redact::Secret;
 use aes_gcm::Aes256Gcm;
 use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, X25519, agree};
 use blake2::Blake2bMac;
 use blake2::digest::consts::{U16, U32};
 use blake2::digest::{Digest, FixedOutput, KeyInit, Mac, Update};
 use chacha20poly1305::XChaCha20Poly1305;
 use chacha20poly1305::aead::{Aead, AeadInOut};
 use crypto_box::aead::AeadInPlace;
-use curve25519_dalek::edwards::CompressedEdwardsY;
+use curve25519_dalek::edwards::{CompressedEdwardsY, EdwardsPoint};
+use curve25519_dalek::scalar::Scalar;
 use ed25519_dalek::{Signature, VerifyingKey};
 use hmac::Hmac;
 use sha1::Sha1;
 use sha2::Sha256;
-use x25519_dalek::{PublicKey, StaticSecret};
 
 /// Poly1305 and GCM tags are 16 bytes.
 pub const TAG: usize = 16;
@@ -37,22 +38,43 @@ pub fn verify_ed25519(public: &[u8; 32], message: &[u8], signature: &[u8; 64]) -
 /// curve, written in a non-canonical way, of small order, or outside the main subgroup.
 pub fn ed25519_to_x25519(public: &[u8; 32]) -> Option<[u8; 32]> {
     let point = CompressedEdwardsY(*public).decompress()?;
-    let canonical = point.compress().as_bytes() == public;
-    (canonical && !point.is_small_order() && point.is_torsion_free()).then(|| point.to_montgomery().to_bytes())
+    // A sign of zero can be written in two ways too, but only the points of small order have one.
+    (is_below_p(public) && !point.is_small_order() && is_torsion_free(&point)).then(|| point.to_montgomery().to_bytes())
+}
+
+/// Whether the y of an Ed25519 key is written as the one number below p = 2^255 - 19.
+fn is_below_p(public: &[u8; 32]) -> bool {
+    let [lowest, middle @ .., highest] = public;
+    // The top bit is the sign of x.
+    *lowest < 0xed || highest & 0x7f != 0x7f || middle.iter().any(|byte| *byte != 0xff)
+}
+
+/// Whether ℓ·P is the neutral element, ℓ being the prime order of the main subgroup: as (ℓ - 1)·P = -P, which is a quarter quicker than
+/// the library's own way. In variable time: the key is public.
+fn is_torsion_free(point: &EdwardsPoint) -> bool {
+    EdwardsPoint::vartime_double_scalar_mul_basepoint(&-Scalar::ONE, point, &Scalar::ZERO) == -point
 }
 
 /// The public half of an X25519 key.
 pub fn x25519_public(secret: &Secret<[u8; 32]>) -> [u8; 32] {
-    let secret = StaticSecret::from(*secret.expose());
-    PublicKey::from(&secret).to_bytes()
+    let public = x25519_key(secret)
+        .compute_public_key()
+        .expect("an X25519 key has a public half");
+    public.as_ref().try_into().expect("which is of 32 bytes")
 }
 
 /// The shared secret; `None` if the other side's key has small order, which would make it the same for everybody.
 pub fn x25519_shared(secret: &Secret<[u8; 32]>, their_public: &[u8; 32]) -> Option<Secret<[u8; 32]>> {
-    // Both wipe themselves.
-    let secret = StaticSecret::from(*secret.expose());
-    let shared = secret.diffie_hellman(&PublicKey::from(*their_public));
-    shared.was_contributory().then(|| Secret::new(*shared.as_bytes()))
+    let peer = UnparsedPublicKey::new(&X25519, their_public);
+    agree(&x25519_key(secret), peer, (), |shared| {
+        shared.try_into().map(Secret::new).map_err(|_| ())
+    })
+    .ok()
+}
+
+/// The library wipes it when it is dropped.
+fn x25519_key(secret: &Secret<[u8; 32]>) -> PrivateKey {
+    PrivateKey::from_private_key(&X25519, secret.expose()).expect("any 32 bytes are an X25519 key")
 }
 
 /// Keyed BLAKE2b-256 over length-prefixed parts: no two lists of parts have the same input.
@@ -259,6 +281,68 @@ mod tests {
         let key = Secret::new([9; 32]);
         assert_ne!(keyed_hash_32(&key, &[b"ab", b"c"]), keyed_hash_32(&key, &[b"a", b"bc"]));
         assert_ne!(keyed_hash_16(&key, &[b"ab", b"c"]), keyed_hash_16(&key, &[b"a", b"bc"]));
+    }
+
+    #[test]
+    fn a_key_outside_the_main_subgroup_or_written_oddly_does_not_convert() {
+        use curve25519_dalek::constants::EIGHT_TORSION;
+        let main = EdwardsPoint::mul_base(&Scalar::from(7u8));
+        assert!(ed25519_to_x25519(&main.compress().to_bytes()).is_some());
+        for (place, torsion) in EIGHT_TORSION.iter().enumerate() {
+            let moved = main + torsion;
+            assert_eq!(is_torsion_free(&moved), moved.is_torsion_free(), "{place}");
+            assert_eq!(
+                ed25519_to_x25519(&moved.compress().to_bytes()).is_some(),
+                place == 0,
+                "{place}"
+            );
+            assert_eq!(ed25519_to_x25519(&torsion.compress().to_bytes()), None, "{place}");
+        }
+        // Numbers from p up stand for those from 0 up; some of them are on the curve.
+        let mut on_the_curve = 0;
+        for low in 0xe0..=0xff_u8 {
+            for sign in [0x7f, 0xff] {
+                let mut odd = [0xff; 32];
+                (odd[0], odd[31]) = (low, sign);
+                let Some(point) = CompressedEdwardsY(odd).decompress() else {
+                    continue;
+                };
+                on_the_curve += 1;
+                let canonical = point.compress().to_bytes() == odd;
+                assert!(canonical == is_below_p(&odd) || point.is_small_order(), "{low}");
+                assert!(canonical || ed25519_to_x25519(&odd).is_none(), "{low}");
+            }
+        }
+        assert!(on_the_curve > 8);
+    }
+
+    #[test]
+    fn x25519_is_that_of_rfc_7748_and_refuses_keys_of_small_order() {
+        // RFC 7748 §5.2, one iteration and a thousand.
+        let (mut scalar, mut point) = ([0; 32], [0; 32]);
+        (scalar[0], point[0]) = (9, 9);
+        for (until, expected) in [
+            (1, "422c8e7a6227d7bca1350b3e2bb7279f7897b87bb6854b783c60e80311ae3079"),
+            (
+                1_000,
+                "684cf59ba83309552800ef566f2f4d3c1c3887c49360e3875f2eb94d99532c51",
+            ),
+        ] {
+            for _ in if until == 1 { 0..1 } else { 1..until } {
+                let next = x25519_shared(&Secret::new(scalar), &point).unwrap();
+                (scalar, point) = (*next.expose(), scalar);
+            }
+            assert_eq!(hex::encode(scalar), expected);
+        }
+        let (alice, bob) = (Secret::new([1; 32]), Secret::new([2; 32]));
+        let shared = |mine: &Secret<[u8; 32]>, theirs: &Secret<[u8; 32]>| {
+            x25519_shared(mine, &x25519_public(theirs)).map(|shared| *shared.expose())
+        };
+        assert_eq!(shared(&alice, &bob), shared(&bob, &alice));
+        let mut of_small_order = [0; 32];
+        assert!(x25519_shared(&alice, &of_small_order).is_none());
+        of_small_order[0] = 1;
+        assert!(x25519_shared(&alice, &of_small_order).is_none());
     }
 
     #[test]
