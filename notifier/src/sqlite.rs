@@ -6,9 +6,11 @@
 //! emptied `erase_after` the first write into it), one process at a time, readable by its owner only.
 
 pub mod census;
+mod copier;
 pub mod keys;
 
 use crate::keyring::NoRandomness;
+use copier::Copier;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
@@ -84,6 +86,7 @@ impl SqliteFile {
             connection,
             erase_after: self.erase_after,
             truncate_at: None,
+            copier: None,
         })
     }
 
@@ -102,9 +105,35 @@ pub struct Writer {
     pub connection: SqliteConnection,
     erase_after: Duration,
     truncate_at: Option<Instant>,
+    /// Who moves the WAL into the file meanwhile, if anybody does.
+    copier: Option<Copier>,
 }
 
 impl Writer {
+    /// From now on a task of its own moves the WAL into the file, as long as [`Self::tidy`] is called after commits: a checkpoint makes no
+    /// commit slow.
+    pub fn copy_beside(&mut self, file: &SqliteFile) {
+        self.copier = Some(Copier::start(file.options.clone()));
+    }
+
+    /// After a commit of so many rows. Starts a copy of the WAL where it has grown, and ends one that has been made, which takes a moment:
+    /// then the next commit begins the WAL anew.
+    pub async fn tidy(&mut self, changes: usize) {
+        let is_due = self.truncate_at.is_some_and(|due| due <= Instant::now());
+        let Some(copier) = &mut self.copier else {
+            if is_due {
+                self.truncate().await;
+            }
+            return;
+        };
+        match copier.step(changes, is_due) {
+            copier::Step::Wait => {}
+            copier::Step::End if is_due => self.truncate().await,
+            // As with SQLite's own checkpoints, one that fails is made up for by the next.
+            copier::Step::End => drop(self.run("PRAGMA wal_checkpoint(PASSIVE)").await),
+        }
+    }
+
     /// Says that something was written, so that a truncation becomes due.
     pub fn note_write(&mut self) {
         self.truncate_at
@@ -114,6 +143,11 @@ impl Writer {
     /// When [`Self::truncate`] should be called.
     pub fn truncate_at(&self) -> Option<Instant> {
         self.truncate_at
+    }
+
+    #[cfg(test)]
+    fn is_being_copied(&self) -> bool {
+        self.copier.as_ref().is_some_and(Copier::is_running)
     }
 
     /// Moves the WAL into the file and empties it. Harmless to fail, as it does beside a reader: it is due again a moment later.
@@ -155,6 +189,9 @@ impl Writer {
     }
 
     pub async fn close(mut self) {
+        if let Some(copier) = self.copier.take() {
+            copier.close().await;
+        }
         self.truncate().await;
         let _ = self.connection.close().await;
     }
@@ -391,6 +428,50 @@ mod tests {
         writer.truncate().await;
         assert_eq!(writer.truncate_at(), None);
         assert_eq!(std::fs::metadata(folder.path().join("a.db-wal")).unwrap().len(), 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_wal_that_is_copied_beside_begins_anew_and_is_emptied_when_due() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.db");
+        let file = SqliteFile::claim(&path, 1 << 20, Duration::ZERO).unwrap();
+        let mut writer = file.writer(&Migrator::DEFAULT).await.unwrap();
+        writer.run("CREATE TABLE t (a INTEGER PRIMARY KEY, b)").await.unwrap();
+        writer.copy_beside(&file);
+        let fill = "INSERT INTO t SELECT NULL, zeroblob(500) FROM generate";
+        let fill = format!(
+            "WITH RECURSIVE generate(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM generate WHERE n < 2048) {fill}"
+        );
+        let wal = || std::fs::metadata(with_suffix(&path, "-wal")).unwrap().len();
+        let mut sizes = Vec::new();
+        for _ in 0..3 {
+            sqlx::query(sqlx::AssertSqlSafe(fill.clone()))
+                .execute(&mut writer.connection)
+                .await
+                .unwrap();
+            writer.tidy(2_048).await;
+            assert!(writer.is_being_copied());
+            // Commits go on meanwhile.
+            while writer.is_being_copied() {
+                writer.run("INSERT INTO t VALUES (NULL, 1)").await.unwrap();
+                writer.tidy(1).await;
+            }
+            sizes.push(wal());
+        }
+        assert!(sizes[2] < 2 * sizes[0], "it began anew each time: {sizes:?}");
+        writer.note_write();
+        writer.tidy(1).await;
+        while writer.truncate_at().is_some() {
+            writer.tidy(0).await;
+        }
+        assert_eq!(wal(), 0);
+        let (rows,): (i64,) = sqlx::query_as("SELECT count(*) FROM t WHERE b != 1")
+            .fetch_one(&mut writer.connection)
+            .await
+            .unwrap();
+        assert_eq!(rows, 3 * 2_048);
+        writer.close().await;
+        assert!(!with_suffix(&path, "-wal").exists(), "the writer was the last one");
     }
 
     #[test]

@@ -60,6 +60,7 @@ impl SqliteStore {
         refuse_foreign_key(&readers, &key, &sealer).await?;
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (publish, sealer) = watch::channel(sealer);
+        writer.copy_beside(&file);
         tokio::spawn(write(file, writer, publish, queue));
         Ok(Self {
             key,
@@ -311,7 +312,9 @@ async fn write(file: SqliteFile, mut writer: Writer, keys: watch::Sender<Arc<Sea
             break;
         }
         let mut group = Vec::with_capacity(taken);
+        let mut changes = 0;
         for job in jobs.drain(..) {
+            changes += job.most_rows();
             match job {
                 Job::Put { .. } | Job::Remove { .. } => group.push(job),
                 Job::RemoveExpired {
@@ -353,12 +356,7 @@ async fn write(file: SqliteFile, mut writer: Writer, keys: watch::Sender<Arc<Sea
         }
         let sealer = Arc::clone(&keys.borrow());
         commit(&mut writer, &sealer, group).await;
-        if writer
-            .truncate_at()
-            .is_some_and(|due| due <= tokio::time::Instant::now())
-        {
-            writer.truncate().await;
-        }
+        writer.tidy(changes).await;
     }
     writer.close().await;
     drop(file);
@@ -398,6 +396,14 @@ struct Slot {
 }
 
 impl Job {
+    /// How many rows it may change.
+    const fn most_rows(&self) -> usize {
+        match self {
+            Self::RemoveExpired { .. } | Self::Reseal { .. } => STEP as usize,
+            _ => 1,
+        }
+    }
+
     fn names(&self) -> impl Iterator<Item = &Name> {
         let (row, mark) = match self {
             Self::Put { name, mark, .. } => (Some(name), Some(mark)),
@@ -756,8 +762,8 @@ const QUEUE: usize = 1_024;
 /// Changes in one commit at most.
 const GROUP: usize = 512;
 
-/// 4 MiB: renewals touch pages all over the file, and a checkpoint writes each of them.
-const WAL_PAGES: u32 = 1_000;
+/// 64 MiB, which are reached only if the task that copies the WAL is gone or cannot keep up.
+const WAL_PAGES: u32 = 16_384;
 
 /// Reading connections: a scan uses all of them at once.
 const READERS: u32 = 2;
