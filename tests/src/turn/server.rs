@@ -306,11 +306,19 @@ impl Site {
             _ => self.server(),
         };
         let link = match transport {
-            Transport::Udp => Link::udp(self.world.udp(local, 0), server),
+            Transport::Udp => Link::udp(self.udp_client(local), server),
             Transport::Tcp => Link::tcp(self.tcp(local, server)),
             Transport::Tls => Link::tls(self.tcp(local, server), Arc::clone(&self.tls)),
         };
         link.expect("the server listens")
+    }
+
+    /// A port that no client before it had: its allocation may still live, and would refuse another one (437).
+    fn udp_client(&self, local: IpAddr) -> UdpSocket {
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let mut ports = (0..100).map(|_| 2_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 8_000);
+        let socket = ports.find_map(|port| self.world.run(|| UdpSocket::bind((local, port))).ok());
+        socket.expect("a client has a port")
     }
 
     /// A TCP connection from this address.

@@ -413,6 +413,13 @@ impl World {
         }
         let many: Vec<_> = (0..20).map(|_| self.site.tcp(ip.into(), self.site.server())).collect();
         drop(many);
+        // While they are counted, the next ones are refused.
+        let sum = |name| self.site.metrics().sum(name).unwrap_or(0.0);
+        let (reports, deadline) = (sum("shard_reports_total"), std::time::Instant::now() + PATIENCE);
+        while sum("shard_reports_total") < reports + 2.0 || sum("streams_open") > 2.0 {
+            assert!(std::time::Instant::now() < deadline, "closed streams are no longer counted");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
         let mut within_tls = self.site.client_at(ip, Transport::Tls, self.users[0].clone());
         let _ = within_tls.link.send(&marked);
         let mut live = self.client(Transport::Tls, self.users[0].clone());
