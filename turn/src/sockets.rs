@@ -141,7 +141,7 @@ fn open_relay(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
-/// ECN comes with each datagram; nobody's ICMP can shrink what we send.
+/// ECN comes with each datagram.
 fn prepare(socket: BorrowedFd<'_>, is_v6: bool) -> io::Result<()> {
     if is_v6 {
         sys::set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
@@ -151,13 +151,15 @@ fn prepare(socket: BorrowedFd<'_>, is_v6: bool) -> io::Result<()> {
     set_fragmenting(socket, is_v6, true)
 }
 
-/// OMIT: fragments where it must, sets no DF, and does not believe what ICMP says about sizes (RFC 8656 §16: DF only where asked).
+/// What is longer than its way goes in fragments (RFC 8656 §13, §14: DF only where asked). Over IPv4 routers cut it, so OMIT: no DF, and nobody's
+/// ICMP can shrink what we send. Over IPv6 nobody but the sender may, and it knows from ICMP alone that it must: DONT believes that, down to
+/// the 1,280 bytes that every link takes.
 fn set_fragmenting(socket: BorrowedFd<'_>, is_v6: bool, may: bool) -> io::Result<()> {
-    let (level, name, omit, r#do) = if is_v6 {
+    let (level, name, fragments, whole) = if is_v6 {
         (
             libc::IPPROTO_IPV6,
             libc::IPV6_MTU_DISCOVER,
-            libc::IPV6_PMTUDISC_OMIT,
+            libc::IPV6_PMTUDISC_DONT,
             libc::IPV6_PMTUDISC_DO,
         )
     } else {
@@ -168,7 +170,7 @@ fn set_fragmenting(socket: BorrowedFd<'_>, is_v6: bool, may: bool) -> io::Result
             libc::IP_PMTUDISC_DO,
         )
     };
-    sys::set_option(socket, level, name, if may { omit } else { r#do })
+    sys::set_option(socket, level, name, if may { fragments } else { whole })
 }
 
 /// Ends of the list of datagrams that wait for one socket.
