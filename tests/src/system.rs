@@ -1,12 +1,14 @@
 //! The few things the lab asks of the operating system that the standard library does not offer.
 //!
-//! In: a number of files, a process id, a network. Out: limits raised, signals sent, threads moved. Never: touches a process the lab did
-//! not start.
-#![expect(unsafe_code, reason = "setrlimit, kill, unshare and setns are C calls")]
+//! In: a number of files, a process id, a network. Out: limits raised, signals sent, threads moved, interfaces without a card. Never: touches
+//! a process the lab did not start.
+#![expect(unsafe_code, reason = "setrlimit, kill, unshare, setns, ioctl and ppoll are C calls")]
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
 
 /// Raises the soft limit of open files to the hard limit; a network of 1,800 nodes needs several files a node.
 /// Gives the limit now in force.
@@ -66,6 +68,43 @@ pub fn enter_network(network: &File) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// An interface of the calling thread's network whose packets are read from and written to the file, one at a time from the IP header
+/// on; neither waits. It is gone with the file.
+pub fn new_tun(name: &str) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/net/tun")?;
+    // SAFETY: all zeros are a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last place stays zero: it ends the name.
+    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: the file is open, and the call reads and writes the one `ifreq` it is given.
+    match unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as libc::Ioctl, &mut request) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(file),
+    }
+}
+
+/// Waits until there is something to read, or the time is over.
+pub fn wait_readable(file: &File, patience: Duration) {
+    let mut wanted = libc::pollfd {
+        fd: file.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let patience = libc::timespec {
+        tv_sec: patience.as_secs() as libc::time_t,
+        tv_nsec: patience.subsec_nanos().into(),
+    };
+    // SAFETY: one entry is given and one is counted; no signal mask is.
+    unsafe { libc::ppoll(&mut wanted, 1, &patience, std::ptr::null()) };
 }
 
 /// The kernel's number of the calling thread.

@@ -6,6 +6,10 @@ pub mod stun;
 
 pub mod net;
 
+pub mod impaired;
+
+pub mod household;
+
 pub mod client;
 
 pub mod server;

@@ -51,7 +51,34 @@ impl Network {
     /// # Panics
     /// If it fails.
     pub fn ip(&self, words: &str) {
-        self.command("ip", words);
+        self.command("ip", &words.split(' ').collect::<Vec<_>>());
+    }
+
+    /// Gives these rules to the packet filter.
+    ///
+    /// # Panics
+    /// If it refuses them.
+    pub fn nft(&self, rules: &str) {
+        self.command("nft", &[rules]);
+    }
+
+    /// What the kernel has counted in this network, such as `Ip: FragCreates` (RFC 4293).
+    ///
+    /// # Panics
+    /// If it counts no such thing.
+    pub fn count(&self, name: &str) -> u64 {
+        let text = self
+            .run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))
+            .expect("the kernel counts packets");
+        let (protocol, name) = name.split_once(' ').expect("a protocol and a name");
+        // Two lines each: names, then numbers.
+        let mut lines = text.lines().filter(|line| line.starts_with(protocol));
+        let [names, numbers] = [lines.next(), lines.next()].map(|line| line.unwrap_or_default().split(' '));
+        names
+            .zip(numbers)
+            .find(|(one, _)| *one == name)
+            .and_then(|(_, number)| number.parse().ok())
+            .unwrap_or_else(|| panic!("no {name} in {text}"))
     }
 
     /// A number of the kernel's, such as `net/ipv4/conf/all/rp_filter`.
@@ -125,10 +152,11 @@ impl Network {
         Sniffer(socket)
     }
 
-    fn command(&self, program: &str, words: &str) {
+    fn command(&self, program: &str, words: &[&str]) {
         let output = self
-            .run(|| Command::new(program).args(words.split(' ')).output())
+            .run(|| Command::new(program).args(words).output())
             .unwrap_or_else(|fault| panic!("{program} does not start ({fault}); .ci/setup installs it"));
+        let words = words.join(" ");
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{program} {words}: {said}");
     }
