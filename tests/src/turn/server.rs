@@ -206,11 +206,8 @@ impl Site {
         let tls = write_keys(folder).expect("keys can be made");
         let mut settings = relay_settings(ip);
         change(&mut settings);
-        let file = folder.join("turn.toml");
-        std::fs::write(&file, settings.to_string()).expect("settings can be written");
-        let mut command = Command::new(binary());
-        command.arg("run").arg("--settings").arg(&file);
-        Self::start(networks, Make::Quietline, ip, folder, tls, command)
+        std::fs::write(folder.join("turn.toml"), settings.to_string()).expect("settings can be written");
+        Self::start(networks, Make::Quietline, ip, folder, tls, run_command(folder))
     }
 
     fn start(
@@ -221,15 +218,7 @@ impl Site {
         tls: Arc<ClientConfig>,
         mut command: Command,
     ) -> Self {
-        let log = File::create(folder.join("log")).expect("a log can be made");
-        command
-            .current_dir(folder)
-            .env("TMPDIR", folder)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a file can be opened twice"))
-            .stderr(log);
-        let child = home
-            .run(|| command.spawn())
+        let child = spawn(&home, folder, &mut command)
             .unwrap_or_else(|fault| panic!("{make:?} does not start ({fault}); .ci/setup installs what tests need"));
         let mut site = Self {
             home,
@@ -438,6 +427,22 @@ impl Site {
         None
     }
 
+    /// SIGKILL: nobody is told anything.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Our relay again, with the settings it had, where it was killed.
+    ///
+    /// # Panics
+    /// If it does not get ready.
+    pub fn start_again(&mut self) {
+        self.child = spawn(&self.home, &self.folder, &mut run_command(&self.folder))
+            .expect("a program that has run starts again");
+        self.wait_ready();
+    }
+
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
@@ -449,9 +454,26 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
+}
+
+fn run_command(folder: &Path) -> Command {
+    let mut command = Command::new(binary());
+    command.arg("run").arg("--settings").arg(folder.join("turn.toml"));
+    command
+}
+
+/// What it says goes to the folder's `log`.
+fn spawn(home: &Network, folder: &Path, command: &mut Command) -> std::io::Result<Child> {
+    let log = File::options().create(true).append(true).open(folder.join("log"))?;
+    command
+        .current_dir(folder)
+        .env("TMPDIR", folder)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    home.run(|| command.spawn())
 }
 
 fn ip_text(ip: impl Into<IpAddr>) -> Value {
