@@ -348,7 +348,9 @@ impl Server {
             .send(from, PeerAddr::new(peer), data.value.len(), now.steady)
             .map_err(Refusal::Dropped)?;
         let payload = data.start..data.start + data.value.len();
-        Ok(hop(route, payload, attributes.dont_fragment, random))
+        // RFC 8656 §13: where a datagram changes its family, or is IPv6 on both sides, the attribute is ignored; of a stream it is not (§15).
+        let is_heeded = from.transport().is_stream() || !from.is_v6() && peer.is_ipv4();
+        Ok(hop(route, payload, attributes.dont_fragment && is_heeded, random))
     }
 
     fn counted(&mut self, handled: Result<Option<Hop>, Refusal>) -> Option<Hop> {

@@ -642,6 +642,34 @@ fn case_19_create_permission() {
     assert_eq!(dual.permit(&mut world, &["2a00::1", "1.1.1.1"]).code(), 0);
 }
 
+/// RFC 8656 §13.1 to §13.3: "the DONT-FRAGMENT attribute MUST be ignored by the server"; §15 has it for streams.
+#[test]
+fn dont_fragment_is_ignored_where_a_datagram_is_or_becomes_ipv6() {
+    let (v4, v6) = ("8.8.4.4:40001", "[2a00:1::5]:40001");
+    let (v4_peer, v6_peer) = ("1.2.3.4:8000", "[2a00:9::1]:8000");
+    for (client, transport, peer, expected) in [
+        (v4, Transport::Udp, v4_peer, true),
+        (v4, Transport::Udp, v6_peer, false),
+        (v6, Transport::Udp, v4_peer, false),
+        (v6, Transport::Udp, v6_peer, false),
+        (v4, Transport::Tcp, v6_peer, true),
+        (v6, Transport::Tcp, v4_peer, true),
+    ] {
+        let mut world = World::new();
+        let mut dual = Client::over(client, transport);
+        let reply = dual.ask_with(&mut world, ALLOCATE, &[UDP, (ADDITIONAL, &[2, 0, 0, 0])]);
+        assert!(reply.is_success());
+        let peer: SocketAddr = peer.parse().unwrap();
+        assert_eq!(dual.permit(&mut world, &[&peer.to_string()]).code(), 0);
+        let draft = dual.draft(SEND).with(DONT_FRAGMENT, b"");
+        let draft = draft.address(PEER, peer).with(PAYLOAD, b"x");
+        let Some(Packet::ToPeer { dont_fragment, .. }) = dual.post(&mut world, &draft.0) else {
+            panic!("nothing goes from {client} to {peer}");
+        };
+        assert_eq!(dont_fragment, expected, "{transport:?} from {client} to {peer}");
+    }
+}
+
 #[test]
 fn case_20_send_indications() {
     let mut world = World::new();
