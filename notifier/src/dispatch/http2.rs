@@ -37,8 +37,10 @@ pub struct PoolSettings {
     pub prove_first: bool,
     /// Longest time a connection may take to be up; also the silence after which one with streams under way is replaced.
     pub patience: Duration,
-    /// Pauses between attempts, and after a connection that ended before it was `settled`.
+    /// Pauses between attempts, and after a connection that ended before it was settled. After one that was, the next is tried
+    /// at once, but not within `pace.base` of its beginning.
     pub pace: Backoff,
+    /// A connection is settled once it is so old, or has brought [`SETTLED_ANSWERS`].
     pub settled: Duration,
     /// A connection without a byte for this long is pinged, and dead after [`PING_PATIENCE`] without an answer.
     pub ping_after: Duration,
@@ -69,6 +71,9 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Streams until the peer has said how many it allows: the least that RFC 9113 §6.5.2 recommends.
 const FIRST_LIMIT: usize = 100;
 const PING_PATIENCE: Duration = Duration::from_secs(10);
+/// So many answers say that a connection was of use, however soon it ends: then its end is no reason to wait, and each dial has been
+/// paid for.
+const SETTLED_ANSWERS: u64 = 100;
 /// How often one request is sent anew because a connection ended before the provider looked at it.
 const RESENDS: u32 = 2;
 
@@ -229,6 +234,8 @@ struct Gauge {
     /// Streams the peer allows.
     limit: AtomicUsize,
     proven: AtomicBool,
+    /// Requests that were answered.
+    answers: AtomicU64,
     /// Milliseconds from `born` to the last headers of a reply.
     last_answer_ms: AtomicU64,
     /// Asks the connection's task to read the peer's limit again.
@@ -244,6 +251,10 @@ impl Gauge {
         } else {
             self.limit.load(Ordering::Relaxed)
         }
+    }
+
+    fn is_settled(&self, settings: &PoolSettings) -> bool {
+        self.born.elapsed() >= settings.settled || self.answers.load(Ordering::Relaxed) >= SETTLED_ANSWERS
     }
 
     fn age_ms(&self) -> u64 {
@@ -358,6 +369,7 @@ impl Shared {
             in_flight: AtomicUsize::new(0),
             limit: AtomicUsize::new(first_limit),
             proven: AtomicBool::new(false),
+            answers: AtomicU64::new(0),
             last_answer_ms: AtomicU64::new(0),
             look: Notify::new(),
             socket: OnceLock::new(),
@@ -387,9 +399,9 @@ impl Shared {
             return;
         }
         self.open.decrement(1.0);
-        if gauge.born.elapsed() >= self.settings.settled {
+        if gauge.is_settled(&self.settings) {
             state.failures = 0;
-            state.not_before = Instant::now();
+            state.not_before = gauge.born + self.settings.pace.base;
         } else {
             self.slow_down(&mut state);
         }
@@ -458,6 +470,7 @@ impl Lease {
         match sent {
             Ok(response) => {
                 self.heard();
+                self.live.gauge.answers.fetch_add(1, Ordering::Relaxed);
                 let (head, incoming) = response.into_parts();
                 Ok(Reply {
                     status: head.status,

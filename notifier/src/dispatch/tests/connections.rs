@@ -291,6 +291,49 @@ async fn a_refused_connection_is_tried_again_not_faster_than_the_pace() {
     }
 }
 
+/// The pauses before a push is delivered again each time the provider has ended a connection after so many answers.
+async fn pauses_after(answers: usize, rounds: usize) -> Vec<Duration> {
+    let files = Files::new();
+    let (handler, _log) = handler(ok);
+    let server = fake(&files, handler).await;
+    let provider = Apns::open(Service::Apns, &files.apns(server.port), LONG, |mut pool| {
+        pool.pace.base = PACE;
+        pool
+    });
+    let provider = provider.unwrap();
+    let mut pauses = Vec::new();
+    for _ in 0..rounds {
+        let mut answered = 0;
+        while answered < answers {
+            match send(&provider, &one(), LONG).await {
+                Outcome::Delivered => answered += 1,
+                Outcome::Held { pause } => {
+                    pauses.push(pause);
+                    tokio::time::sleep(pause).await;
+                }
+                // It was on its way when the connection ended.
+                outcome => assert!(is_unreached(&outcome), "{outcome:?}"),
+            }
+        }
+        server.goaway.notify_waiters();
+    }
+    pauses
+}
+
+const PACE: Duration = Duration::from_millis(5);
+
+#[tokio::test]
+async fn a_connection_that_brought_a_hundred_answers_is_replaced_at_once_however_young_it_was() {
+    let pauses = pauses_after(120, 8).await;
+    assert!(pauses.iter().all(|pause| *pause <= PACE), "{pauses:?}");
+}
+
+#[tokio::test]
+async fn connections_that_bring_next_to_nothing_are_replaced_ever_more_slowly() {
+    let pauses = pauses_after(5, 8).await;
+    assert!(pauses.iter().any(|pause| *pause > PACE * 8), "{pauses:?}");
+}
+
 #[tokio::test]
 async fn a_provider_that_comes_back_is_used_again() {
     let files = Files::new();
