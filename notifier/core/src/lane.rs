@@ -4,8 +4,8 @@
 //! In: what became of pushes, the clock (Unix milliseconds), randomness. Out: whether one more may go. Never: sees a wakeup.
 //!
 //! A lane is slowed by what the provider says of all ([`Lane::slow_down`]), rests when the provider cannot be reached or cannot work, and
-//! stops when the credential is refused. A resting or stopped lane sends one push at a time, its probe. One token that fails
-//! time and again is no reason to rest: the breaker counts tokens, not failures.
+//! stops when the credential is refused. A resting or stopped lane sends one push at a time, its probe; what waited meanwhile
+//! goes at a pace that rises slowly. One token that fails time and again is no reason to rest: the breaker counts tokens, not failures.
 
 mod health;
 mod outcome;
@@ -161,6 +161,8 @@ pub struct Lane {
     /// Deliveries towards one more in `limit`.
     credit: u32,
     pace: Pace,
+    /// Pushes a second before the gate closed.
+    usual: u32,
     paused_until_ms: i64,
     gate: Gate,
     breaker_failures: usize,
@@ -193,6 +195,7 @@ impl Lane {
             in_flight: 0,
             credit: 0,
             pace: Pace::new(settings.rate, settings.ramp),
+            usual: 0,
             paused_until_ms: i64::MIN,
             gate: Gate::Open,
             breaker_failures: settings.breaker_failures.clamp(1, 1024) as usize,
@@ -284,13 +287,16 @@ impl Lane {
         self.count_failure(flight, sign, now_ms);
         match (self.gate, sign) {
             (Gate::Stopped { .. }, Sign::Healthy) if probed => {
-                self.gate = Gate::Open;
+                self.open(now_ms);
                 return Some(Turn::Resumed);
             }
             (Gate::Stopped { .. }, _) if probed => self.stop(now_ms),
             // Answers to what was sent before the stop say nothing about the credential now.
             (Gate::Stopped { .. }, _) => {}
-            (_, Sign::CredentialRefused) => {
+            (gate, Sign::CredentialRefused) => {
+                if matches!(gate, Gate::Open) {
+                    self.note_usual(now_ms);
+                }
                 self.stop(now_ms);
                 return Some(Turn::Stopped);
             }
@@ -309,12 +315,14 @@ impl Lane {
                     self.rest(rests, sign, now_ms, random);
                 }
             }
-            (Gate::Resting { .. }, _) => self.gate = Gate::Open,
+            (Gate::Resting { .. }, _) => self.open(now_ms),
             (Gate::Open, Sign::Unreachable { until_ms }) => {
+                self.note_usual(now_ms);
                 self.rest_until(until_ms);
                 return Some(Turn::Rests);
             }
             (Gate::Open, Sign::Outage { .. } | Sign::Broken) if self.failed.len() >= self.breaker_failures => {
+                self.note_usual(now_ms);
                 self.rest(0, sign, now_ms, random);
                 return Some(Turn::Rests);
             }
@@ -380,6 +388,15 @@ impl Lane {
         if self.failed.len() < self.breaker_failures && !self.failed.contains(&flight.target) {
             self.failed.push(flight.target);
         }
+    }
+
+    fn note_usual(&mut self, now_ms: i64) {
+        self.usual = self.pace.sent_lately(now_ms).unwrap_or(0);
+    }
+
+    fn open(&mut self, now_ms: i64) {
+        self.gate = Gate::Open;
+        self.pace.ease_in(self.usual, now_ms);
     }
 
     fn stop(&mut self, now_ms: i64) {

@@ -77,13 +77,29 @@ impl Pace {
 
     /// Half of what was sent lately, which may be far less than was allowed.
     pub fn slow_down(&mut self, now_ms: i64) {
+        let sent = self.sent_lately(now_ms).unwrap_or(self.rate);
+        self.fall_to(self.rate.min(sent) / 2, now_ms);
+    }
+
+    /// What waited during a rest does not go all at once, which would take the time of others: it begins with twice what went
+    /// in a second before (`usual`), at least with a small part of the whole.
+    pub fn ease_in(&mut self, usual: u32, now_ms: i64) {
+        let gentle = usual.saturating_mul(2).max(self.most / EASY_PART);
+        self.fall_to(self.rate.min(gentle), now_ms);
+    }
+
+    /// The pushes of the busiest of the last seconds; `None` = none went.
+    pub fn sent_lately(&self, now_ms: i64) -> Option<u32> {
         let second = now_ms.div_euclid(1_000);
-        let sent = [self.second, self.second_before]
+        [self.second, self.second_before]
             .into_iter()
-            .filter(|count| second.saturating_sub(count.second) <= 2)
+            .filter(|count| count.sent > 0 && second.saturating_sub(count.second) <= 2)
             .map(|count| count.sent)
-            .max();
-        self.rate = (self.rate.min(sent.unwrap_or(self.rate)) / 2).max(1);
+            .max()
+    }
+
+    fn fall_to(&mut self, rate: u32, now_ms: i64) {
+        self.rate = rate.max(1);
         self.level = self.level.min(capacity(self.rate));
         self.risen_at_ms = now_ms;
     }
@@ -114,7 +130,10 @@ const fn capacity(rate: u32) -> i64 {
 
 const PUSH: i64 = 1_000;
 
-/// From nothing to the whole rate, after the provider complained.
+/// The part of the whole rate that goes at least after a rest.
+const EASY_PART: u32 = 32;
+
+/// From nothing to the whole rate, after the provider complained or the lane rested.
 const RISE_MS: i64 = 60_000;
 
 /// Beyond what any provider takes, and far from an overflow.

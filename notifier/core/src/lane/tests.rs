@@ -173,6 +173,39 @@ fn too_fast_halves_the_rate_as_well_and_the_lane_keeps_to_it() {
 }
 
 #[test]
+fn after_a_rest_a_lane_sends_twice_what_it_sent_before_and_slowly_more() {
+    let mut lane = lane(1_000, 3);
+    for push in 0..2_000 {
+        let now_ms = push / 2;
+        lane.note_sent(push, now_ms);
+        answer(&mut lane, push, Sign::Healthy, now_ms);
+    }
+    lane.note_sent(2_000, 1_000);
+    answer(&mut lane, 2_000, Sign::Unreachable { until_ms: 61_000 }, 1_000);
+    assert_eq!(lane.rate(), 50_000);
+    lane.note_sent(2_001, 61_000);
+    answer(&mut lane, 2_001, Sign::Healthy, 61_000);
+    assert_eq!((lane.state(61_000), lane.rate()), (LaneState::Open, 4_000));
+    // A minute of deliveries later it is as fast as ever.
+    for second in 62..122 {
+        lane.note_delivered(second * 1_000);
+    }
+    assert_eq!(lane.rate(), 50_000);
+}
+
+#[test]
+fn a_lane_that_rested_before_it_sent_anything_begins_with_a_small_part() {
+    let mut lane = lane(1_000, 3);
+    for push in 0..2 {
+        lane.note_sent(push, 0);
+        answer(&mut lane, push, Sign::CredentialRefused, 0);
+    }
+    lane.note_sent(2, 30_000);
+    assert_eq!(answer(&mut lane, 2, Sign::Healthy, 30_000), Some(Turn::Resumed));
+    assert_eq!(lane.rate(), 50_000 / 32);
+}
+
+#[test]
 fn another_credential_must_prove_itself_before_a_token_is_deleted() {
     let mut lane = lane(8, 3);
     lane.note_delivered(0);
