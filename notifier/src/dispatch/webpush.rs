@@ -147,6 +147,7 @@ impl Webpush {
             // A wakeup that had little time left says nothing about the server.
             Err(_) if began.elapsed() < SLOW => (origin(None, "timeout"), Verdict::Unknown),
             Err(_) => (origin(None, "timeout"), Verdict::Outage(None)),
+            Ok(Err(fault @ connections::Fault::Exchange(_))) => (origin(None, fault.label()), Verdict::Broken),
             Ok(Err(fault)) => (origin(None, fault.label()), Verdict::Outage(None)),
             Ok(Ok(Reading::Answer(answer, verdict))) => (answer, verdict),
             Ok(Ok(Reading::Forbidden)) => (parked("forbidden"), Verdict::Answered),

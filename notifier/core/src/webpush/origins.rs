@@ -4,7 +4,8 @@
 //! believed. Never: grows beyond its bound, or holds a push.
 //!
 //! A push that may not go is not kept here: it goes back to the outbox with a time of its own, one after the other at the pace of its
-//! origin, so that a long queue for a slow server costs each push few rounds and no other server any.
+//! origin, but at most for about as long as others have waited already. So a long queue for a slow server costs each push few rounds
+//! and no other server any, and a short trouble costs a short wait.
 
 use crate::endpoint::Origin;
 use crate::lane::{Flight, Lane, LaneSettings, Sign};
@@ -56,6 +57,8 @@ pub enum Verdict {
     TooFast(Duration),
     /// It was not reached, or could not work.
     Outage(Option<Duration>),
+    /// The connection ended before the answer.
+    Broken,
     /// There was no time for an answer.
     Unknown,
 }
@@ -75,11 +78,13 @@ struct OriginLane {
     used_at_ms: i64,
     /// When the last of those that were sent away comes again.
     reserved_until_ms: i64,
+    /// Since when somebody has always been sent away.
+    crowded_since_ms: i64,
     /// Time to an answer, as an average that follows.
     latency_ms: i64,
-    /// It delivered, and has not failed since. Until then only a few pushes wait for it at once: many servers that swallow
-    /// requests may not hold all that the service may have under way.
-    is_proven: bool,
+    /// Pushes under way at most, while it has not delivered anything, or failed since: many servers that swallow requests may not
+    /// hold all that the service may have under way. `None` = it delivers.
+    trial: Option<u32>,
     delivered_at_ms: Option<i64>,
     /// Lately: halved every ten minutes.
     delivered: u32,
@@ -119,7 +124,7 @@ impl Origins {
             return Admission::Later(spread(FULL, random));
         };
         one.used_at_ms = now_ms;
-        if one.is_unproven_and_busy() || !one.lane.may_send(now_ms) {
+        if one.is_on_trial_and_busy() || !one.lane.may_send(now_ms) {
             return Admission::Later(one.turn(now_ms, random));
         }
         one.lane.note_sent(push, now_ms);
@@ -142,6 +147,7 @@ impl Origins {
             Verdict::Outage(after) => Sign::Outage {
                 until_ms: after.map(|after| now_ms.saturating_add(millis(after))),
             },
+            Verdict::Broken => Sign::Broken,
             Verdict::Unknown => Sign::Unknown,
         };
         let flight = Flight {
@@ -157,10 +163,16 @@ impl Origins {
                 one.halve(now_ms);
                 one.delivered = one.delivered.saturating_add(1);
                 one.delivered_at_ms = Some(now_ms);
-                one.is_proven = true;
+                one.trial = None;
             }
             Verdict::TooFast(pause) => one.lane.slow_down(pause, now_ms),
-            Verdict::Outage(_) | Verdict::Unknown => one.is_proven = false,
+            Verdict::Outage(_) | Verdict::Broken | Verdict::Unknown => {
+                // What others got since says that it was this push alone.
+                if one.delivered_at_ms.is_some_and(|at_ms| at_ms > ticket.sent_at_ms) {
+                    return;
+                }
+                one.distrust();
+            }
             Verdict::Answered => {}
         }
         let latency_ms = now_ms.saturating_sub(ticket.sent_at_ms).clamp(0, LATENCY_MAX_MS);
@@ -191,8 +203,9 @@ impl Origins {
             lane: Lane::new(&self.settings.lane),
             used_at_ms: now_ms,
             reserved_until_ms: now_ms,
+            crowded_since_ms: now_ms,
             latency_ms: 0,
-            is_proven: false,
+            trial: Some(TRIAL),
             delivered_at_ms: None,
             delivered: 0,
             dead: 0,
@@ -228,25 +241,40 @@ impl Origins {
 impl OriginLane {
     /// The next free time at this origin's pace.
     fn turn(&mut self, now_ms: i64, random: u64) -> Duration {
+        if self.reserved_until_ms <= now_ms {
+            self.crowded_since_ms = now_ms;
+        }
         let by_rate = 1_000 / i64::from(self.lane.rate().max(1));
-        let limit = if self.is_proven { self.lane.limit() } else { UNPROVEN };
+        let limit = self.trial.unwrap_or(self.lane.limit());
         let by_latency = self.latency_ms / i64::from(limit.max(1));
         let step = by_rate.max(by_latency).max(1);
         let opens_at = self
             .lane
             .opens_at()
-            .filter(|_| !self.is_unproven_and_busy())
-            .unwrap_or_else(|| now_ms.saturating_add(self.latency_ms.max(SHORTEST_MS)));
-        let turn = self.reserved_until_ms.max(opens_at).max(now_ms).saturating_add(step);
-        if turn.saturating_sub(now_ms) > millis(HORIZON) {
-            return spread(HORIZON, random);
+            .filter(|_| !self.is_on_trial_and_busy())
+            .unwrap_or_else(|| now_ms.saturating_add(self.latency_ms.max(SHORTEST_MS)))
+            .max(now_ms);
+        let crowded_ms = now_ms.saturating_sub(self.crowded_since_ms);
+        let horizon_ms = crowded_ms.clamp(millis(SHORTEST_HORIZON), millis(LONGEST_HORIZON));
+        let last = opens_at.saturating_add(horizon_ms);
+        let turn = self.reserved_until_ms.max(opens_at).saturating_add(step);
+        if turn > last {
+            let wait = Duration::from_millis(last.saturating_sub(now_ms).unsigned_abs());
+            return wait + part(Duration::from_millis(horizon_ms.unsigned_abs()), random);
         }
         self.reserved_until_ms = turn;
         Duration::from_millis(turn.saturating_sub(now_ms).unsigned_abs())
     }
 
-    const fn is_unproven_and_busy(&self) -> bool {
-        !self.is_proven && self.lane.in_flight() >= UNPROVEN
+    fn is_on_trial_and_busy(&self) -> bool {
+        self.trial.is_some_and(|most| self.lane.in_flight() >= most)
+    }
+
+    /// It failed: of what is under way it may keep all, and get a few more, then fewer with each failure.
+    fn distrust(&mut self) {
+        let few_more = self.lane.in_flight().saturating_add(TRIAL);
+        let most = self.trial.map_or(few_more, |most| few_more.min(most.saturating_sub(1)));
+        self.trial = Some(most.max(TRIAL));
     }
 
     fn halve(&mut self, now_ms: i64) {
@@ -262,21 +290,27 @@ impl OriginLane {
 
 /// Between `least` and half as much again, so that many do not come at once.
 fn spread(least: Duration, random: u64) -> Duration {
-    least + least.mul_f64((random >> 11) as f64 / (1u64 << 53) as f64 / 2.0)
+    least + part(least / 2, random)
+}
+
+fn part(whole: Duration, random: u64) -> Duration {
+    whole.mul_f64((random >> 11) as f64 / (1u64 << 53) as f64)
 }
 
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Turns are given this far ahead; whoever comes later asks again then.
-const HORIZON: Duration = Duration::from_secs(120);
+/// Turns are given this far ahead of the time at which the origin may be asked again, and no farther than others have waited
+/// already; who finds none asks again then.
+const SHORTEST_HORIZON: Duration = Duration::from_secs(2);
+const LONGEST_HORIZON: Duration = Duration::from_secs(120);
 /// All lanes are busy with other origins.
 const FULL: Duration = Duration::from_secs(2);
 const SHORTEST_MS: i64 = 50;
 const LATENCY_MAX_MS: i64 = 60_000;
-/// Pushes under way to an origin that is not proven.
-const UNPROVEN: u32 = 4;
+/// Pushes under way to an origin that has delivered nothing.
+const TRIAL: u32 = 4;
 /// Lanes looked at for an idle one.
 const LOOKED_AT: usize = 64;
 const HALVING_MS: i64 = 600_000;
@@ -289,6 +323,8 @@ const DEAD_FEW: u32 = 5;
 mod tests {
     use super::*;
     use crate::endpoint::PushEndpoint;
+    use std::cmp::Reverse;
+    use std::collections::BinaryHeap;
 
     fn origin(name: &str) -> Origin {
         let public = "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4";
@@ -352,15 +388,105 @@ mod tests {
     #[test]
     fn those_who_wait_come_one_after_the_other_and_not_without_end() {
         let mut origins = origins(10);
+        for now_ms in -500..0 {
+            once(&mut origins, "a", Verdict::Delivered, now_ms);
+        }
         once(&mut origins, "a", Verdict::TooFast(Duration::from_secs(10)), 0);
         let turns: Vec<_> = (0..100).map(|_| later(&mut origins, "a", 0)).collect();
-        assert!(
-            turns.windows(2).all(|pair| matches!(pair, [a, b] if a < b)),
-            "{turns:?}"
-        );
+        assert!(turns.is_sorted_by(|a, b| a < b), "{turns:?}");
+        assert!(turns[0] > Duration::from_secs(10) && turns[99] <= Duration::from_secs(12));
         for _ in 0..1_000_000 {
-            assert!(later(&mut origins, "a", 0) <= HORIZON * 2);
+            assert!(later(&mut origins, "a", 0) <= Duration::from_secs(14));
         }
+    }
+
+    /// Wakeups at an even pace to one server that answers each in `latency_ms`; those `lost` says get no answer within 2 s. How long
+    /// each took, and how many times those were sent away on average, until all are delivered.
+    fn waits(
+        seconds: i64,
+        gap_ms: i64,
+        latency_ms: impl Fn(i64) -> i64,
+        lost: impl Fn(i64, i64) -> bool,
+    ) -> (Vec<i64>, f64) {
+        let mut origins = origins(1);
+        let mut comes: BinaryHeap<Reverse<(i64, i64)>> = (0..seconds * 1_000 / gap_ms)
+            .map(|push| Reverse((push * gap_ms, push)))
+            .collect();
+        let mut ends: BinaryHeap<Reverse<(i64, i64)>> = BinaryHeap::new();
+        let mut under_way = HashMap::new();
+        let (mut waits, mut rounds) = (Vec::new(), 0);
+        while let Some(now_ms) = [comes.peek(), ends.peek()]
+            .into_iter()
+            .flatten()
+            .map(|next| next.0.0)
+            .min()
+        {
+            if ends.peek().is_some_and(|end| end.0.0 == now_ms) {
+                let Reverse((_, push)) = ends.pop().unwrap();
+                let (ticket, is_lost) = under_way.remove(&push).unwrap();
+                let verdict = if is_lost { Verdict::Unknown } else { Verdict::Delivered };
+                origins.settle(ticket, verdict, now_ms, 0);
+                if is_lost {
+                    comes.push(Reverse((now_ms + 1_000, push)));
+                } else {
+                    waits.push(now_ms - push * gap_ms);
+                }
+                continue;
+            }
+            let Reverse((_, push)) = comes.pop().unwrap();
+            let random = push.unsigned_abs().wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            match origins.admit(&origin("a"), now_ms, random) {
+                Admission::Go(ticket) => {
+                    let is_lost = lost(push, now_ms);
+                    let end = now_ms + if is_lost { 2_000 } else { latency_ms(now_ms) };
+                    under_way.insert(push, (ticket, is_lost));
+                    ends.push(Reverse((end, push)));
+                }
+                Admission::Later(after) => {
+                    rounds += 1;
+                    comes.push(Reverse((now_ms + after.as_millis() as i64, push)));
+                }
+            }
+        }
+        let average = f64::from(rounds) / waits.len() as f64;
+        (waits, average)
+    }
+
+    #[test]
+    fn single_pushes_without_an_answer_delay_no_neighbour() {
+        let is_lost = |push: i64, now_ms| push % 200 == 7 && now_ms < push * 3 + 500;
+        let (mut waits, rounds) = waits(60, 3, |_| 1, is_lost);
+        waits.sort_unstable();
+        assert_eq!(waits[waits.len() * 98 / 100], 1, "each but the lost ones goes at once");
+        assert!(rounds < 0.01, "{rounds}");
+    }
+
+    #[test]
+    fn a_trouble_of_seconds_costs_a_wait_of_seconds() {
+        let is_lost = |_, now_ms| (10_000..13_000).contains(&now_ms);
+        let (waits, rounds) = waits(60, 3, |_| 1, is_lost);
+        let longest = waits.iter().max().unwrap();
+        assert!(*longest < 20_000, "{longest} ms, {rounds} rounds");
+    }
+
+    #[test]
+    fn a_long_queue_for_a_slow_server_costs_each_push_few_rounds() {
+        // 16 at once in two seconds are 8 a second; 100 come for a minute.
+        let (waits, rounds) = waits(60, 10, |_| 2_000, |_, _| false);
+        assert_eq!(waits.len(), 6_000);
+        let longest = waits.iter().max().unwrap();
+        assert!(*longest < 1_000_000 && rounds < 20.0, "{longest} ms, {rounds} rounds");
+    }
+
+    #[test]
+    fn a_connection_that_broke_counts_once_however_many_pushes_it_took_along() {
+        let mut origins = origins(10);
+        once(&mut origins, "a", Verdict::Delivered, 0);
+        let tickets: Vec<_> = (0..10).map(|_| go(&mut origins, "a", 10)).collect();
+        for ticket in tickets {
+            origins.settle(ticket, Verdict::Broken, 20, 0);
+        }
+        once(&mut origins, "a", Verdict::Delivered, 30);
     }
 
     #[test]
