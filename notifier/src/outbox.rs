@@ -26,7 +26,6 @@ use notifier_core::seal::Sealed;
 use notifier_core::seeded::Seed;
 use serde::Deserialize;
 use sqlite::{Change, Mark, OutboxReader, OutboxWriter, SeenMark};
-use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -83,7 +82,7 @@ impl OutboxFile {
 
     /// Takes up what the last run left and starts the task.
     ///
-    /// `effects` hears of dead tokens and stopped lanes; it must be read for as long as outcomes come.
+    /// `effects` hears of dead tokens and stopped lanes; a lane with many that nobody reads sends nothing.
     /// `marks_kept` is how long a message counts as the same.
     pub async fn start(
         mut self,
@@ -117,7 +116,9 @@ impl OutboxFile {
         }
 
         let (orders, order_queue) = mpsc::channel(ACCEPTS);
-        let (outcomes, outcome_queue) = mpsc::channel(OUTCOMES);
+        // There is a place for each push under way: no lane waits for the outcomes of another.
+        let under_way: usize = lanes.iter().map(|lane| lane.settings.concurrency as usize).sum();
+        let (outcomes, outcome_queue) = mpsc::channel(under_way.max(1));
         let (credentials, credential_queue) = mpsc::channel(CREDENTIALS);
         let (keys, key_queue) = mpsc::channel(1);
         let (stop, stopped) = oneshot::channel();
@@ -128,11 +129,11 @@ impl OutboxFile {
             reader: self.reader,
             lanes,
             effects_out: effects,
-            effects: VecDeque::new(),
             loading: None,
             random,
             marks_kept,
             stop_at: None,
+            is_sending: false,
         };
         let queues = Queues {
             orders: order_queue,
@@ -249,13 +250,13 @@ struct Driver {
     reader: OutboxReader,
     lanes: Vec<Lane>,
     effects_out: mpsc::Sender<Effect>,
-    /// Those the channel had no room for.
-    effects: VecDeque<Effect>,
     loading: Option<BoxFuture<'static, Loaded>>,
     random: Random,
     marks_kept: Duration,
     /// Once set, nothing new is taken; from then on nothing is sent either.
     stop_at: Option<Instant>,
+    /// More may be sent than one turn of the task does.
+    is_sending: bool,
 }
 
 /// What others bring to the task.
@@ -273,9 +274,9 @@ enum Event {
     Loaded(Loaded),
     CredentialChanged(Service),
     KeysChanged(KeyChange),
-    EffectPlace(bool),
     Stop(Option<Instant>),
     Tick,
+    /// Its time has come, there is room for an effect, or more to do than one turn does.
     Time,
 }
 
@@ -288,7 +289,7 @@ impl Driver {
             keys: mut key_queue,
         } = queues;
         let mut orders = Vec::with_capacity(ACCEPTS_AT_ONCE);
-        let mut outcomes = Vec::with_capacity(OUTCOMES);
+        let mut outcomes = Vec::with_capacity(OUTCOMES_AT_ONCE);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -299,14 +300,15 @@ impl Driver {
             let wake_at = self.wake_at();
             let event = tokio::select! {
                 finished = self.journal.finished() => Event::Finished(finished),
-                _ = outcome_queue.recv_many(&mut outcomes, OUTCOMES), if self.hears(&outcome_queue) => Event::Outcomes,
+                _ = outcome_queue.recv_many(&mut outcomes, OUTCOMES_AT_ONCE), if is_open(&outcome_queue) => Event::Outcomes,
                 _ = order_queue.recv_many(&mut orders, ACCEPTS_AT_ONCE), if self.takes(&order_queue) => Event::Orders,
                 loaded = next_loaded(&mut self.loading) => Event::Loaded(loaded),
                 Some(service) = credential_queue.recv() => Event::CredentialChanged(service),
                 Some(change) = key_queue.recv() => Event::KeysChanged(change),
-                permit = self.effects_out.reserve(), if !self.effects.is_empty() => Event::EffectPlace(permit.is_ok()),
+                _ = self.effects_out.reserve(), if self.machine.has_effects() => Event::Time,
                 deadline = &mut stopped, if self.stop_at.is_none() => Event::Stop(deadline.ok()),
                 _ = tick.tick() => Event::Tick,
+                () = std::future::ready(()), if self.is_sending => Event::Time,
                 () = tokio::time::sleep_until(wake_at) => Event::Time,
             };
             let now_ms = self.now_ms();
@@ -330,7 +332,6 @@ impl Driver {
                 }),
                 Event::CredentialChanged(service) => self.machine.handle_credential_changed(service, now_ms),
                 Event::KeysChanged(change) => self.journal.use_keys(change),
-                Event::EffectPlace(there) => self.hand_over_effects(there),
                 Event::Stop(deadline) => {
                     // Without a deadline whoever ran this is gone.
                     self.stop_at = Some(deadline.unwrap_or_else(Instant::now));
@@ -354,8 +355,16 @@ impl Driver {
         if self.machine.next_deadline().is_some_and(|deadline| deadline <= now_ms) {
             self.machine.handle_timeout(now_ms);
         }
+        // Before anything is sent, which may depend on it.
+        self.hand_over_effects();
+        self.is_sending = false;
         if self.stop_at.is_none_or(|stop_at| now < stop_at) {
-            while let Some(push) = self.machine.poll_send(now_ms) {
+            self.is_sending = true;
+            for _ in 0..SENDS_AT_ONCE {
+                let Some(push) = self.machine.poll_send(now_ms) else {
+                    self.is_sending = false;
+                    break;
+                };
                 self.send(push, now_ms);
             }
             if self.loading.is_none() {
@@ -375,7 +384,6 @@ impl Driver {
             }
         }
         self.journal.start(now, unix_ms());
-        self.effects.extend(std::iter::from_fn(|| self.machine.poll_effect()));
     }
 
     fn send(&mut self, push: Push, now_ms: i64) {
@@ -400,15 +408,18 @@ impl Driver {
         self.journal.add(entries, marks, done);
     }
 
-    /// `there` = the channel has a place; otherwise nobody listens any more.
-    fn hand_over_effects(&mut self, there: bool) {
-        if !there {
-            self.effects.clear();
-        }
-        while let Some(effect) = self.effects.pop_front() {
-            if let Err(TrySendError::Full(effect)) = self.effects_out.try_send(effect) {
-                self.effects.push_front(effect);
-                return;
+    /// As far as there is room: what waits stays with the machine, which lets its lane wait.
+    fn hand_over_effects(&mut self) {
+        while self.machine.has_effects() {
+            match self.effects_out.try_reserve() {
+                Ok(place) => {
+                    if let Some(effect) = self.machine.poll_effect() {
+                        place.send(effect);
+                    }
+                }
+                Err(TrySendError::Full(())) => return,
+                // Nobody listens any more.
+                Err(TrySendError::Closed(())) => drop(self.machine.poll_effect()),
             }
         }
     }
@@ -423,13 +434,8 @@ impl Driver {
         self.clock.now_ms(Instant::now(), unix_ms())
     }
 
-    /// Whether outcomes are read: not while those who hear of dead tokens lag behind.
-    fn hears(&self, queue: &mpsc::Receiver<(EntryId, Outcome)>) -> bool {
-        self.effects.len() < EFFECTS && !(queue.is_closed() && queue.is_empty())
-    }
-
     fn takes(&self, queue: &mpsc::Receiver<Order>) -> bool {
-        self.journal.room() > 0 && !(queue.is_closed() && queue.is_empty())
+        self.journal.room() > 0 && is_open(queue)
     }
 
     fn is_done(&mut self, queue: &mpsc::Receiver<Order>) -> bool {
@@ -441,7 +447,7 @@ impl Driver {
         // Bounded steps may have left something that is due.
         let is_due = self.machine.next_deadline().is_some_and(|due_ms| due_ms <= now_ms);
         let sends = under_way || self.loading.is_some() || is_due;
-        let finished = !sends && queue.is_empty() && self.journal.is_idle() && self.effects.is_empty();
+        let finished = !sends && queue.is_empty() && self.journal.is_idle() && !self.machine.has_effects();
         finished || stop_at <= Instant::now()
     }
 
@@ -461,6 +467,11 @@ impl Driver {
             .min()
             .unwrap_or(now + TICK)
     }
+}
+
+/// Whether something may come, or has.
+fn is_open<T>(queue: &mpsc::Receiver<T>) -> bool {
+    !(queue.is_closed() && queue.is_empty())
 }
 
 async fn next_loaded(loading: &mut Option<BoxFuture<'static, Loaded>>) -> Loaded {
@@ -517,7 +528,8 @@ fn unix_ms() -> i64 {
 #[serde(deny_unknown_fields, default)]
 pub struct OutboxSettings {
     pub path: PathBuf,
-    /// Wakeups kept at most; beyond that the least valuable goes first, of these the oldest.
+    /// Wakeups kept at most; beyond that the least valuable goes first, of these the oldest, from the lane that has
+    /// more than its share if there is one.
     pub max_entries: usize,
     /// Wakeup bodies kept in memory, bytes; the rest waits on disk.
     pub memory: usize,
@@ -613,12 +625,11 @@ const ACCEPTS: usize = 4_096;
 
 const ACCEPTS_AT_ONCE: usize = 256;
 
-const OUTCOMES: usize = 1_024;
+/// What the task does of each kind before it looks at the others: a lane with much to do keeps no wakeup of another for long.
+const OUTCOMES_AT_ONCE: usize = 256;
+const SENDS_AT_ONCE: usize = 256;
 
 const CREDENTIALS: usize = 8;
-
-/// Effects that nobody has taken; beyond that outcomes wait.
-const EFFECTS: usize = 1_024;
 
 /// Bodies in one read.
 const LOAD_AT_ONCE: usize = 256;

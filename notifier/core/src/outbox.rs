@@ -19,6 +19,7 @@ mod backlog;
 mod counters;
 mod entries;
 mod queue;
+mod room;
 mod withdrawn;
 
 pub use crate::lane::{LaneSettings, LaneState, Outcome, Refusal, RetryReason, Scope};
@@ -133,6 +134,15 @@ pub enum Effect {
     LaneStalled(Service),
 }
 
+impl Effect {
+    const fn service(&self) -> Service {
+        match self {
+            Self::TokenGone { target, .. } => target.service,
+            Self::LaneStopped(service) | Self::LaneResumed(service) | Self::LaneStalled(service) => *service,
+        }
+    }
+}
+
 /// Why a wakeup is not taken. The names are metric labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejected {
@@ -237,8 +247,15 @@ impl Outbox {
         self.writes.pop_front()
     }
 
+    /// To be taken soon: a lane with many that nobody took sends nothing.
     pub fn poll_effect(&mut self) -> Option<Effect> {
-        self.effects.pop_front()
+        let effect = self.effects.pop_front()?;
+        self.lanes[effect.service().place()].untold -= 1;
+        Some(effect)
+    }
+
+    pub fn has_effects(&self) -> bool {
+        !self.effects.is_empty()
     }
 
     /// Entries, in whatever state.

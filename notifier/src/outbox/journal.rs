@@ -9,7 +9,7 @@ use crate::keyring::Sealer;
 use crate::sqlite::SqliteFault;
 use futures_util::future::BoxFuture;
 use notifier_core::outbox::{Entry, EntryId};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -75,7 +75,7 @@ struct Group {
     marks: Vec<Mark>,
     answers: Vec<Done>,
     remove: Vec<EntryId>,
-    change: HashMap<EntryId, Change>,
+    change: BTreeMap<EntryId, Change>,
     forget_marks_before_ms: Option<i64>,
 }
 
@@ -176,7 +176,7 @@ impl Journal {
             return;
         }
         self.moved_last = false;
-        let group = self.take_group();
+        let group = self.take_part();
         metrics::histogram!("outbox_group_entries").record(group.add.len() as f64);
         self.state = State::Busy(Box::pin(commit(writer, group, now_ms)));
     }
@@ -254,6 +254,24 @@ impl Journal {
         if matches!(self.state, State::Busy(_)) {
             self.finished().await;
         }
+    }
+
+    /// What waits, as far as it goes into one commit. Of removals and changes that is about as much as of wakeups: those of a
+    /// lane with much to do may not make the wakeups of all others wait for a long commit.
+    fn take_part(&mut self) -> Group {
+        let most = GROUP_CHANGES.max(self.forming.add.len().saturating_mul(2));
+        let since = self.waiting_since;
+        let mut group = self.take_group();
+        if group.remove.len() > most {
+            self.forming.remove = group.remove.split_off(most);
+        }
+        if let Some(id) = group.change.keys().nth(most).copied() {
+            self.forming.change = group.change.split_off(&id);
+        }
+        if !self.forming.remove.is_empty() || !self.forming.change.is_empty() {
+            self.waiting_since = since;
+        }
+        group
     }
 
     /// After a failure what frees space goes first: on a full disk it may be the only thing that works.
@@ -390,6 +408,9 @@ async fn move_on(mut writer: Box<OutboxWriter>, keys: Keys) -> Flown {
 
 /// Wakeups in one commit: with all of them at their longest a commit is about 4 MiB.
 const GROUP_ENTRIES: usize = 1_024;
+
+/// Removals, and changes, in one commit while there are few wakeups: about a millisecond.
+const GROUP_CHANGES: usize = 256;
 
 /// Removals and changes wait this long for company.
 const GATHER: Duration = Duration::from_millis(20);

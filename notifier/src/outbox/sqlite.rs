@@ -15,6 +15,7 @@ use notifier_core::seal::Sealed;
 use sealed::{EntryColumns, HeadColumns, PURPOSE, RowColumns};
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::SqlitePool;
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -162,11 +163,11 @@ impl OutboxWriter {
             .bind(json_numbers(change.iter().map(|change| change.id.0)))
             .fetch_all(&mut self.writer.connection)
             .await?;
+        let wanted_by_id: HashMap<i64, &Change> = change.iter().map(|change| (change.id.0, change)).collect();
         let mut changed = Vec::with_capacity(rows.len());
         for row in rows {
             let (id, expires_day, key_id, ..) = row;
-            let wanted = change.iter().find(|change| change.id.0 == id);
-            let (Some(wanted), Some(mut head)) = (wanted, sealed::open_head(sealer, row)) else {
+            let (Some(wanted), Some(mut head)) = (wanted_by_id.get(&id), sealed::open_head(sealer, row)) else {
                 continue;
             };
             head.attempt = wanted.attempt;

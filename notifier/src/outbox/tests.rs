@@ -94,7 +94,7 @@ async fn a_dead_token_is_reported() {
 async fn no_dead_token_is_lost_while_nobody_takes_them() {
     let mut outbox = start(TempDir::new().unwrap()).await;
     outbox.deliver_one().await;
-    let count = 2 * EFFECTS as u64;
+    let count = 2_048;
     let many = (0..count).map(|n| wakeup(n, 60)).collect();
     outbox.handle().accept(many, vec![]).await.unwrap();
     let answering = async {
@@ -371,7 +371,8 @@ impl Started {
     /// Something that was sent has no answer.
     async fn shut_down_now(self) -> TempDir {
         // Outcomes sent before are read before the task hears of the stop only if it runs in between.
-        while self.running.handle.outcomes.capacity() < OUTCOMES {
+        let outcomes = &self.running.handle.outcomes;
+        while outcomes.capacity() < outcomes.max_capacity() {
             tokio::task::yield_now().await;
         }
         self.running.shutdown(Instant::now()).await;

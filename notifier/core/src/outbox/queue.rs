@@ -44,7 +44,7 @@ impl Outbox {
             self.lanes[lane].counters.expired += 1;
             return Err(Rejected::Expired);
         }
-        if !self.make_place(class) {
+        if !self.make_place(lane, class) {
             self.lanes[lane].counters.count_refused(class);
             return Err(Rejected::Full);
         }
@@ -70,6 +70,7 @@ impl Outbox {
             self.lanes[lane].bytes += size;
         }
         self.entries.insert(slot);
+        self.lanes[lane].entries += 1;
         self.lanes[lane].counters.accepted += 1;
         Ok(Entry {
             id,
@@ -118,7 +119,7 @@ impl Outbox {
             .min(now_ms.saturating_add(millis(lifetime(entry.service))));
         let refused = if deadline_ms <= now_ms {
             Some(DropReason::Deadline)
-        } else if !self.make_place(entry.class) {
+        } else if !self.make_place(lane, entry.class) {
             Some(DropReason::Shed)
         } else {
             None
@@ -140,6 +141,7 @@ impl Outbox {
         slot.fallback = entry.fallback;
         slot.size = u32::try_from(entry.size).unwrap_or(u32::MAX);
         let place = self.entries.insert(slot);
+        self.lanes[lane].entries += 1;
         self.enqueue(place, End::Back);
     }
 
@@ -151,7 +153,7 @@ impl Outbox {
             let lane = self.turn;
             self.turn = (self.turn + 1) % self.lanes.len();
             while patience > 0
-                && self.lanes[lane].lane.may_send(now_ms)
+                && self.lanes[lane].may_send(now_ms)
                 && let Some(place) = self.lanes[lane].hot.iter().find_map(|list| list.first())
             {
                 patience -= 1;
@@ -237,9 +239,9 @@ impl Outbox {
             Some(Turn::Rests) => backlog.counters.rests += 1,
             Some(Turn::Stopped) => {
                 backlog.counters.stops += 1;
-                self.effects.push_back(Effect::LaneStopped(service));
+                self.tell(Effect::LaneStopped(service));
             }
-            Some(Turn::Resumed) => self.effects.push_back(Effect::LaneResumed(service)),
+            Some(Turn::Resumed) => self.tell(Effect::LaneResumed(service)),
             None => {}
         }
         match outcome {
@@ -262,14 +264,16 @@ impl Outbox {
                 certain,
             } => {
                 if self.lanes[lane].lane.believes_gone(certain, now_ms) {
-                    self.effects
-                        .extend(self.entries.at(place).body.as_deref().map(|sealed| Effect::TokenGone {
-                            target: Target {
-                                service,
-                                token: sealed.token.clone(),
-                            },
-                            provider_time_ms,
-                        }));
+                    let gone = self.entries.at(place).body.as_deref().map(|sealed| Effect::TokenGone {
+                        target: Target {
+                            service,
+                            token: sealed.token.clone(),
+                        },
+                        provider_time_ms,
+                    });
+                    if let Some(gone) = gone {
+                        self.tell(gone);
+                    }
                     self.end(place, Some(DropReason::Gone));
                 } else {
                     self.end(place, Some(DropReason::GoneUnproven));
@@ -323,7 +327,7 @@ impl Outbox {
         let retry = self.retries.first().map(|(due_ms, _)| *due_ms);
         let token = self.token_ends.first().map(|(until_ms, _)| *until_ms);
         let waiting = self.lanes.iter().filter(|backlog| backlog.has_hot());
-        let lane = waiting.filter_map(|backlog| backlog.lane.opens_at()).min();
+        let lane = waiting.filter_map(Backlog::opens_at).min();
         [retry, token, lane, self.entries.first_deadline()]
             .into_iter()
             .flatten()
@@ -511,7 +515,7 @@ impl Outbox {
     }
 
     /// Queues an entry that is in no list.
-    fn enqueue(&mut self, place: Place, end: End) {
+    pub(super) fn enqueue(&mut self, place: Place, end: End) {
         let slot = self.entries.at_mut(place);
         let (lane, class) = (usize::from(slot.lane), usize::from(slot.class));
         let list = if slot.body.is_some() {
@@ -620,7 +624,7 @@ impl Outbox {
         let slot = self.entries.at(place);
         let (id, lane) = (slot.id, usize::from(slot.lane));
         self.lanes[lane].counters.stalls += 1;
-        self.effects.push_back(Effect::LaneStalled(Service::ALL[lane]));
+        self.tell(Effect::LaneStalled(Service::ALL[lane]));
         let lost = Outcome::Retry {
             after: None,
             reason: RetryReason::Timeout,
@@ -629,7 +633,7 @@ impl Outbox {
     }
 
     /// Takes an entry out of whatever holds it. Its stage is set by who puts it elsewhere.
-    fn take_out(&mut self, place: Place) {
+    pub(super) fn take_out(&mut self, place: Place) {
         let slot = self.entries.at(place);
         let (lane, class) = (usize::from(slot.lane), usize::from(slot.class));
         match slot.stage {
@@ -657,6 +661,7 @@ impl Outbox {
         self.forget_too_long(place);
         self.release_body(place);
         if let Some(slot) = self.entries.remove(place) {
+            self.lanes[usize::from(slot.lane)].entries -= 1;
             if let Some(reason) = reason {
                 self.lanes[usize::from(slot.lane)]
                     .counters
@@ -668,7 +673,7 @@ impl Outbox {
         }
     }
 
-    fn release_body(&mut self, place: Place) {
+    pub(super) fn release_body(&mut self, place: Place) {
         let slot = self.entries.at_mut(place);
         slot.body = None;
         if std::mem::take(&mut slot.counted) {
@@ -682,6 +687,11 @@ impl Outbox {
         if waits && self.memory() > self.settings.memory / 4 * 3 {
             self.release_body(place);
         }
+    }
+
+    fn tell(&mut self, effect: Effect) {
+        self.lanes[effect.service().place()].untold += 1;
+        self.effects.push_back(effect);
     }
 
     fn note_change(&mut self, place: Place) {
@@ -698,63 +708,9 @@ impl Outbox {
             .find(id)
             .filter(|place| self.entries.at(*place).stage == stage)
     }
-
-    /// Room for one more entry of this class: true unless everything that could go is worth more.
-    fn make_place(&mut self, newcomer: Class) -> bool {
-        if self.entries.len() < self.settings.max_entries {
-            return true;
-        }
-        let oldest = (class_of(newcomer)..Class::ALL.len()).rev().find_map(|class| {
-            let lists = self.lanes.iter().flat_map(|lane| [&lane.hot[class], &lane.cold[class]]);
-            lists
-                .filter_map(|list| list.first())
-                .min_by_key(|place| self.entries.at(*place).id)
-        });
-        if let Some(place) = oldest {
-            self.end(place, Some(DropReason::Shed));
-        }
-        oldest.is_some()
-    }
-
-    fn may_load(&mut self, lane: usize, class: usize, size: usize, now_ms: i64) -> bool {
-        let backlog = &self.lanes[lane];
-        let Backlog { hot, loading, .. } = backlog;
-        // Bodies of less worth do not count: they must not stand before this one.
-        let ahead = hot.iter().take(class + 1).map(|list| list.len()).sum::<usize>() + *loading as usize;
-        let starving = *loading == 0 && !backlog.has_hot() && backlog.lane.exists();
-        starving || (ahead < backlog.lane.window(now_ms) && self.make_memory(size, lane, class))
-    }
-
-    /// Memory for a body: true if it fits, after less valuable bodies, or those of a lane beyond its share, went to wait on disk.
-    fn make_memory(&mut self, size: usize, lane: usize, class: usize) -> bool {
-        while self.memory().saturating_add(size) > self.settings.memory {
-            let share = self.settings.memory / self.lanes.len();
-            let candidates = self.lanes.iter().enumerate().filter_map(|(other, candidate)| {
-                let least = (0..Class::ALL.len())
-                    .rev()
-                    .find(|class| candidate.hot[*class].len() > 1)?;
-                let gives_way = if other == lane {
-                    least > class
-                } else {
-                    candidate.bytes > share
-                };
-                gives_way.then_some((least, candidate.bytes, other))
-            });
-            let Some((least, _, other)) = candidates.max() else {
-                return false;
-            };
-            let Some(place) = self.lanes[other].hot[least].last() else {
-                return false;
-            };
-            self.take_out(place);
-            self.release_body(place);
-            self.enqueue(place, End::Front);
-        }
-        true
-    }
 }
 
-enum End {
+pub enum End {
     Front,
     Back,
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::seal::Priority;
 
+mod crowd;
 mod jitter;
 mod lives;
 mod withdrawn;

@@ -49,6 +49,49 @@ async fn removals_alone_wait_a_moment_for_company() {
 }
 
 #[tokio::test]
+async fn many_removals_and_changes_go_a_part_with_each_commit() {
+    let (mut journal, reader, _folder) = empty().await;
+    let (few, many) = (GROUP_CHANGES as i64, 4 * GROUP_CHANGES as i64);
+    commit_now(&mut journal, 1..=2 * many).await;
+    let now = Instant::now();
+    for id in 1..=many {
+        journal.remove(EntryId(id), now);
+        let change = Change {
+            id: EntryId(many + id),
+            attempt: 1,
+            fallback: false,
+        };
+        journal.change(change, now);
+    }
+    let mut answer = add(&mut journal, 2 * many + 1..=2 * many + 1);
+    journal.start(now, 0);
+    assert_eq!(journal.finished().await, durable(&[2 * many + 1]));
+    assert_eq!(answer.try_recv(), Ok(Ok(())));
+    let (count, changed) = counts(&reader).await;
+    assert_eq!((count, changed), (2 * many - few + 1, few));
+    // The rest has waited long enough already.
+    while !journal.is_idle() {
+        assert!(journal.poll_timeout(now).is_some_and(|due| due <= now + GATHER));
+        journal.start(now + GATHER, 0);
+        journal.finished().await;
+    }
+    assert_eq!(counts(&reader).await, (many + 1, many));
+}
+
+#[tokio::test]
+async fn with_many_wakeups_twice_as_many_removals_go() {
+    let (mut journal, reader, _folder) = empty().await;
+    commit_now(&mut journal, 1..=2_000).await;
+    for id in 1..=2_000 {
+        journal.remove(EntryId(id), Instant::now());
+    }
+    let _answer = add(&mut journal, 2_001..=2_900);
+    journal.start(Instant::now(), 0);
+    journal.finished().await;
+    assert_eq!(counts(&reader).await.0, 200 + 900);
+}
+
+#[tokio::test]
 async fn on_a_full_disk_wakeups_and_marks_wait_and_are_durable_when_there_is_space() {
     let (mut journal, reader, _folder) = empty().await;
     limit_pages(&mut journal, 1).await;
@@ -156,12 +199,15 @@ async fn a_commit_that_can_never_succeed_refuses_its_wakeups_and_keeps_its_remov
 }
 
 #[tokio::test]
-async fn closing_commits_what_waits() {
+async fn closing_commits_all_that_waits() {
     let (mut journal, reader, folder) = empty().await;
-    commit_now(&mut journal, 1..=1).await;
-    let answer = add(&mut journal, 2..=2);
+    let many = 4 * GROUP_CHANGES as i64;
+    commit_now(&mut journal, 1..=many).await;
+    let answer = add(&mut journal, many + 1..=many + 1);
     journal.start(Instant::now(), 0);
-    journal.remove(EntryId(1), Instant::now());
+    for id in 1..=many {
+        journal.remove(EntryId(id), Instant::now());
+    }
     reader.close().await;
     journal.close(0).await;
     assert_eq!(answer.await, Ok(Ok(())));
@@ -169,7 +215,7 @@ async fn closing_commits_what_waits() {
     let (_writer, reader) = open(&folder.path().join("outbox.db"), &keys, ERASE_AFTER)
         .await
         .unwrap();
-    assert_eq!(stored(&reader).await, [2]);
+    assert_eq!(stored(&reader).await, [many + 1]);
 }
 
 /// SQLite keeps the pages that the file has.
@@ -209,6 +255,20 @@ async fn stored(reader: &OutboxReader) -> Vec<i64> {
         .iter()
         .map(|meta| meta.id.0)
         .collect()
+}
+
+/// How many there are, and how many of them were tried.
+async fn counts(reader: &OutboxReader) -> (i64, i64) {
+    let (mut count, mut tried, mut after) = (0, 0, EntryId(0));
+    loop {
+        let batch = reader.load_meta(after).await.unwrap();
+        let Some(last) = batch.last() else {
+            return (count, tried);
+        };
+        after = last.id;
+        count += batch.len() as i64;
+        tried += batch.iter().filter(|meta| meta.attempt > 0).count() as i64;
+    }
 }
 
 fn durable(ids: &[i64]) -> Finished {
