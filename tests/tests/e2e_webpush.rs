@@ -6,13 +6,16 @@ use notifier_core::webpush::{BODY_MAX, Message, encrypt};
 use quietline_lab::lab::{Lab, LabSettings};
 use quietline_lab::notifier::Notifier;
 use quietline_lab::phone::{Phone, PhoneBody, PushService, unix_seconds};
-use quietline_lab::provider::Answer;
+use quietline_lab::provider::{Answer, Delivery};
 use quietline_lab::sodium;
-use quietline_lab::trial::{DAY, PATIENCE, ask, ask_directly, enrolled, is_stored, receive};
+use quietline_lab::trial::{
+    DAY, PATIENCE, ask, ask_directly, enrolled, is_stored, reach, receive, receive_sent, until_figure,
+};
 use quietline_shared::redact::Secret;
 use serde_json::json;
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 use web_push_native::Auth;
 use web_push_native::p256::SecretKey;
 
@@ -70,8 +73,84 @@ async fn a_fresh_endpoint_that_is_gone_is_forgotten_before_its_first_wakeup() {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while is_stored(&lab, &phone).await {
         assert!(tokio::time::Instant::now() < deadline);
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_answer_of_a_push_server_does_what_its_row_says() {
+    let (_folder, lab) = lab(|settings| settings).await;
+    let neighbour = checked(&lab, 1).await;
+    reach(&lab, &neighbour).await;
+    let mut phones = 1;
+    let mut fresh = async || {
+        phones += 1;
+        checked(&lab, phones).await
+    };
+    let seconds = Duration::from_secs;
+    let mut rows = Vec::new();
+    for (answer, pause, concerns_all) in [
+        (Answer::html(401), seconds(0), false),
+        (Answer::html(507).with_retry_after("2"), seconds(2), false),
+        (Answer::html(301), seconds(1), false),
+        (Answer::html(500), seconds(1), false),
+        (Answer::html(503).with_retry_after("2"), seconds(2), false),
+        // The last one: afterwards the server gets little, and a fresh endpoint would not be asked.
+        (Answer::html(429).with_retry_after("2"), seconds(2), true),
+    ] {
+        rows.push((fresh().await, answer, pause, concerns_all));
+    }
+    let [long, dropped, missing, gone] = [fresh().await, fresh().await, fresh().await, fresh().await];
+    lab.webpush.script().queue(&long.token, Answer::html(413));
+    lab.send(&long, 0, b"long", DAY);
+    assert_eq!(receive(&lab, &long).await.1.body, PhoneBody::TooLong);
+
+    lab.webpush.script().queue(&dropped.token, Answer::html(400));
+    lab.send(&dropped, 0, b"dropped", DAY);
+    let our_fault = r#"service="webpush",reason="our_fault""#;
+    until_figure(&lab, "outbox_dropped_total", our_fault, |count| count == 1.0).await;
+    reach(&lab, &dropped).await;
+
+    for (before, (status, phone)) in (0u8..).zip([(404, missing), (410, gone)]) {
+        lab.webpush.script().always(&phone.token, Answer::html(status));
+        lab.send(&phone, 0, b"to nobody", DAY);
+        let count = f64::from(before + 1);
+        until_figure(&lab, "outbox_dropped_total", r#"reason="gone""#, |gone| gone == count).await;
+        let forgotten = async {
+            while is_stored(&lab, &phone).await {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, forgotten).await.unwrap();
+    }
+
+    for (phone, answer, pause, concerns_all) in rows {
+        let told = format!("{answer:?}");
+        lab.webpush.script().queue(&phone.token, answer);
+        let sent = lab.send(&phone, 0, b"first", DAY);
+        let refused = |delivery: &Delivery| delivery.token == phone.token && !delivery.accepted;
+        let refused = lab.deliveries.take(PATIENCE, refused).await.unwrap();
+        reach(&lab, &neighbour).await;
+        if concerns_all {
+            assert!(refused.at.elapsed() >= pause, "all of this server wait");
+        }
+        let delivery = receive_sent(&lab, &phone, &sent, b"first").await;
+        assert!(delivery.at - refused.at >= pause, "{told}");
+        assert_eq!(delivery.enc_payload, refused.enc_payload, "the same again");
+    }
+    assert_eq!(lab.deliveries.complaints(), [""; 0]);
+}
+
+/// A phone whose endpoint, the `number`th of this server, has been asked whether it lives.
+async fn checked(lab: &Lab, number: u64) -> Phone {
+    let phone = enrolled(lab, PushService::Webpush).await;
+    let asked_about = async {
+        while lab.webpush.checks() < number {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked_about).await.unwrap();
+    phone
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -116,7 +195,7 @@ async fn a_subscriber_can_ask_whether_its_fast_mode_works() {
     // Or the question whether the fresh endpoint lives would be answered with its death.
     let asked_about = async {
         while lab.webpush.checks() < 2 {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     tokio::time::timeout(PATIENCE, asked_about).await.unwrap();
