@@ -12,7 +12,8 @@ use crate::http::{Stored, Subscriptions, Tested, Unavailable};
 use crate::store::{Put, SubscriptionStore};
 use crate::watcher::{self, RecordSource, RecordsUnavailable};
 use bytes::Bytes;
-use notifier_core::account::AccountId;
+use notifier_core::account::{AccountId, Service};
+use notifier_core::endpoint::PushEndpoint;
 use notifier_core::fanout::{Removed, Upserted};
 use notifier_core::subscription::{DeviceId, Subscription, TestWish, Unsubscription, minimal_cover};
 use std::collections::HashMap;
@@ -42,6 +43,9 @@ pub struct Desk {
 
 /// Changes under way at once.
 const UNDER_WAY: usize = 8_192;
+
+/// Endpoints of one account at one push server. Somebody with many devices has ten; each message goes to all of them.
+const ENDPOINTS_AT_ONE_SERVER: usize = 16;
 
 impl Desk {
     pub fn new(
@@ -81,6 +85,27 @@ impl Desk {
         known.is_some_and(|known| known.contains(device))
     }
 
+    /// Whether the account has as many endpoints at this push server as it may have: its messages may not become a flood there.
+    async fn has_too_many_there(&self, device: &DeviceId) -> bool {
+        let endpoint_of = |device: &DeviceId| match device.service {
+            Service::Webpush => PushEndpoint::of_token(&device.token),
+            _ => None,
+        };
+        let Some(endpoint) = endpoint_of(device) else {
+            return false;
+        };
+        let identity = device.token.identity(Service::Webpush);
+        let known = self.devices_of(device.account).await.unwrap_or_default();
+        let others = known.iter().filter_map(|known| Some((known, endpoint_of(known)?)));
+        let there = others.filter(|(_, other)| other.origin() == endpoint.origin());
+        let (mut count, mut is_known) = (0, false);
+        for (known, _) in there {
+            count += 1;
+            is_known |= known.token.identity(Service::Webpush) == identity;
+        }
+        !is_known && count >= ENDPOINTS_AT_ONE_SERVER
+    }
+
     async fn devices_of(&self, account: AccountId) -> Option<Vec<DeviceId>> {
         let (done, devices) = oneshot::channel();
         let ask = Command::Devices {
@@ -97,6 +122,10 @@ impl Desk {
         if !self.has_room(&device).await {
             metrics::counter!("fanout_no_room_total").increment(1);
             return Err(Unavailable);
+        }
+        if self.has_too_many_there(&device).await {
+            metrics::counter!("fanout_full_accounts_total").increment(1);
+            return Ok(Stored::Full);
         }
         let mut record = Vec::with_capacity(320);
         subscription.monitor_record(&mut record);
@@ -326,7 +355,7 @@ mod tests {
     use crate::keyring::Keyring;
     use crate::store::sqlite::SqliteStore;
     use crate::store::{LookupKey, StoreSettings};
-    use notifier_core::account::{DeviceToken, Namespace, NamespaceSet, Service};
+    use notifier_core::account::{DeviceToken, Namespace, NamespaceSet};
     use notifier_core::seal::Padding;
     use quietline_shared::redact::Secret;
 
@@ -366,8 +395,7 @@ mod tests {
         }
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn an_account_whose_token_changes_is_never_left_unwatched() {
+    async fn desk() -> (tempfile::TempDir, Arc<Desk>, mpsc::Receiver<watcher::Command>) {
         let folder = tempfile::tempdir().unwrap();
         let settings = StoreSettings::in_file(folder.path().join("store.db"));
         let rows = Keyring::new(vec![Secret::new([2; 32])]).unwrap();
@@ -375,15 +403,36 @@ mod tests {
         let store: Arc<dyn SubscriptionStore> = Arc::new(SqliteStore::open(&settings, key, &rows).await.unwrap());
         let (commands, inbox) = mpsc::channel(64);
         tokio::spawn(relay(inbox));
-        let (watcher, mut told) = mpsc::channel(4_096);
-        let desk = Arc::new(Desk::new(
-            store,
-            commands,
-            watcher,
-            Arc::default(),
-            100,
-            Trials::new(Padding::TwoClasses, Duration::ZERO),
-        ));
+        let (watcher, told) = mpsc::channel(4_096);
+        let trials = Trials::new(Padding::TwoClasses, Duration::ZERO);
+        let desk = Desk::new(store, commands, watcher, Arc::default(), 100, trials);
+        (folder, Arc::new(desk), told)
+    }
+
+    #[tokio::test]
+    async fn an_account_has_sixteen_endpoints_at_one_push_server_at_most() {
+        let (_folder, desk, _told) = desk().await;
+        let public = "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4";
+        let put = async |url: &str, auth: &str| {
+            let endpoint = PushEndpoint::parse(url, public, auth).unwrap();
+            let mut one = subscription(endpoint.token().expose());
+            one.device.service = Service::Webpush;
+            desk.subscribe(one).await.unwrap()
+        };
+        let (auth, other_auth) = ("BTBZMqHH6r4Tts7J_aSIgg", "AAAAAAAAAAAAAAAAAAAAAA");
+        for number in 0..16 {
+            let url = format!("https://push.example.org/{number}");
+            assert_eq!(put(&url, auth).await, Stored::Added);
+        }
+        assert_eq!(put("https://push.example.org/16", auth).await, Stored::Full);
+        assert_eq!(put("https://push.example.org/7", other_auth).await, Stored::Updated);
+        assert_eq!(put("https://elsewhere.example.org/16", auth).await, Stored::Added);
+        assert_eq!(desk.subscribe(subscription(b"token")).await, Ok(Stored::Added));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_account_whose_token_changes_is_never_left_unwatched() {
+        let (_folder, desk, mut told) = desk().await;
         desk.subscribe(subscription(b"0")).await.unwrap();
         for round in 0..200 {
             let (old, new) = (round.to_string(), (round + 1).to_string());
