@@ -230,7 +230,9 @@ async fn an_operator_can_push_to_one_token() {
     for (service, token) in [
         ("webpush", web.to_string()),
         ("apns", PushService::Apns.new_token()),
+        ("apns-sandbox", PushService::ApnsSandbox.new_token()),
         ("firebase", PushService::Firebase.new_token()),
+        ("huawei", PushService::Huawei.new_token()),
     ] {
         let (done, said) = push(&lab, service, &token);
         assert_eq!(
