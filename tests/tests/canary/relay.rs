@@ -417,7 +417,10 @@ impl World {
         let sum = |name| self.site.metrics().sum(name).unwrap_or(0.0);
         let (reports, deadline) = (sum("shard_reports_total"), std::time::Instant::now() + PATIENCE);
         while sum("shard_reports_total") < reports + 2.0 || sum("streams_open") > 2.0 {
-            assert!(std::time::Instant::now() < deadline, "closed streams are no longer counted");
+            assert!(
+                std::time::Instant::now() < deadline,
+                "closed streams are no longer counted"
+            );
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
         let mut within_tls = self.site.client_at(ip, Transport::Tls, self.users[0].clone());
