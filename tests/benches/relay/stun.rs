@@ -3,6 +3,8 @@
 //! In: what to ask, what a server answered. Out: bytes of requests; answers read. Never: checks the integrity of an answer: the tests of
 //! the relay do.
 
+#![allow(dead_code, reason = "each benchmark asks its part")]
+
 use hmac::{Hmac, KeyInit, Mac};
 use md5::{Digest, Md5};
 use sha1::Sha1;
@@ -16,8 +18,12 @@ pub const REALM: &str = "bench.example";
 pub enum Ask {
     Binding,
     Allocate,
+    /// A permission for a peer.
+    Permit(SocketAddrV4),
     /// A channel to a peer.
     Bind(u16, SocketAddrV4),
+    /// So many seconds more; 0 ends the allocation.
+    Refresh(u32),
 }
 
 pub type Transaction = [u8; 12];
@@ -32,13 +38,13 @@ pub fn request(ask: Ask, transaction: Transaction, key: &Key, nonce: Option<&[u8
     match ask {
         Ask::Binding => {}
         Ask::Allocate => put(&mut message, REQUESTED_TRANSPORT, &[17, 0, 0, 0]),
+        Ask::Permit(peer) => put_peer(&mut message, peer),
         Ask::Bind(channel, peer) => {
             let [a, b] = channel.to_be_bytes();
             put(&mut message, CHANNEL_NUMBER, &[a, b, 0, 0]);
-            let port = (peer.port() ^ (COOKIE >> 16) as u16).to_be_bytes();
-            let [a, b, c, d] = (peer.ip().to_bits() ^ COOKIE).to_be_bytes();
-            put(&mut message, XOR_PEER_ADDRESS, &[0, 1, port[0], port[1], a, b, c, d]);
+            put_peer(&mut message, peer);
         }
+        Ask::Refresh(seconds) => put(&mut message, LIFETIME, &seconds.to_be_bytes()),
     }
     if let Some(nonce) = nonce {
         put(&mut message, USERNAME, USER.as_bytes());
@@ -117,9 +123,17 @@ impl Ask {
         match self {
             Self::Binding => 0x0001,
             Self::Allocate => 0x0003,
+            Self::Refresh(_) => 0x0004,
+            Self::Permit(_) => 0x0008,
             Self::Bind(..) => 0x0009,
         }
     }
+}
+
+fn put_peer(message: &mut Vec<u8>, peer: SocketAddrV4) {
+    let port = (peer.port() ^ (COOKIE >> 16) as u16).to_be_bytes();
+    let [a, b, c, d] = (peer.ip().to_bits() ^ COOKIE).to_be_bytes();
+    put(message, XOR_PEER_ADDRESS, &[0, 1, port[0], port[1], a, b, c, d]);
 }
 
 fn put(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
@@ -139,6 +153,7 @@ const USERNAME: u16 = 0x0006;
 const MESSAGE_INTEGRITY: u16 = 0x0008;
 const ERROR_CODE: u16 = 0x0009;
 const CHANNEL_NUMBER: u16 = 0x000C;
+const LIFETIME: u16 = 0x000D;
 const XOR_PEER_ADDRESS: u16 = 0x0012;
 const REALM_ATTRIBUTE: u16 = 0x0014;
 const NONCE: u16 = 0x0015;
