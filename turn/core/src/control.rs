@@ -7,6 +7,7 @@
 //! After each `handle_*` the shell polls outputs until there are none and does them in order.
 
 mod counters;
+pub mod early;
 mod fuzz;
 mod outcome;
 mod requests;
@@ -28,6 +29,7 @@ use crate::peers::RelayTable;
 use crate::table::HashKey;
 use crate::time::{Now, Random, Rate, Seconds, nanoseconds};
 use crate::wire::{Class, FiveTuple, Kind, Message, Method, PeerAddr, RelayAddr, demux};
+use early::Early;
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::ops::Range;
@@ -43,6 +45,7 @@ pub struct Shared {
     hash_key: HashKey,
     /// One rate per source prefix, by its keyed hash: the same size idle and under a flood.
     strangers: Vec<AtomicU64>,
+    early: Early,
 }
 
 /// Packets wait for what a timer does, and its outputs wait in memory.
@@ -62,6 +65,7 @@ impl Shared {
             nonces,
             hash_key: HashKey::new(hash_key),
             strangers,
+            early: Early::default(),
         }
     }
 
@@ -219,6 +223,7 @@ impl Server {
 
     /// Ends what has ended, a bounded number at a time: while the next deadline is past, this is to be called again, after the outputs.
     pub fn handle_timeout(&mut self, now: Now) {
+        self.shared.early.handle_timeout(now.steady);
         for _ in 0..ENDED_AT_ONCE {
             let Some((place, is_over)) = self.allocations.next_ended(now.seconds()) else {
                 return;
@@ -233,7 +238,8 @@ impl Server {
 
     /// When [`Server::handle_timeout`] is due, in steady time.
     pub fn next_deadline(&self) -> Option<Duration> {
-        self.allocations.next_deadline().map(Seconds::steady)
+        let ended = self.allocations.next_deadline().map(Seconds::steady);
+        ended.into_iter().chain(self.shared.early.next_deadline()).min()
     }
 
     pub fn poll_output(&mut self) -> Option<Output> {
@@ -288,7 +294,12 @@ impl Server {
         let (route, payload) = self
             .forwarding
             .client_packet(from, bytes, Run::ONE, now.steady)
-            .map_err(Refusal::Dropped)?;
+            .map_err(|dropped| {
+                if let Some((peer, data)) = self.forwarding.bound(from, bytes) {
+                    self.hold_early(dropped, from, peer, data, now);
+                }
+                Refusal::Dropped(dropped)
+            })?;
         Ok(Some(hop(route, payload, false, random)))
     }
 
@@ -343,14 +354,52 @@ impl Server {
         }
         let peer = self.shared.relays().as_advertised(peer);
         self.settings.policy.check(peer).map_err(Refusal::Peer)?;
-        let route = self
-            .forwarding
-            .send(from, PeerAddr::new(peer), data.value.len(), now.steady)
-            .map_err(Refusal::Dropped)?;
+        let to = PeerAddr::new(peer);
+        let route = self.forwarding.send(from, to, data.value.len(), now.steady);
+        let route = route.map_err(|dropped| {
+            self.hold_early(dropped, from, to, data.value, now);
+            Refusal::Dropped(dropped)
+        })?;
         let payload = data.start..data.start + data.value.len();
         // RFC 8656 §13: where a datagram changes its family, or is IPv6 on both sides, the attribute is ignored; of a stream it is not (§15).
         let is_heeded = from.transport().is_stream() || !from.is_v6() && peer.is_ipv4();
         Ok(hop(route, payload, attributes.dont_fragment && is_heeded, random))
+    }
+
+    /// A check for another client that has not permitted its sender yet waits a moment for that.
+    fn hold_early(&self, dropped: Dropped, from: &FiveTuple, peer: PeerAddr, packet: &[u8], now: Now) {
+        if dropped == Dropped::NoPermission
+            && let Some((to, source)) = self.forwarding.within(from, peer, now.seconds())
+        {
+            self.shared.early.hold(to, source, packet, now.steady);
+        }
+    }
+
+    /// What came for an allocation before a permission that it has now: as if it came now, behind the answer.
+    fn release_early(&mut self, place: u32, now: Now, random: Random<'_>) {
+        let relays = self.allocations.get(place).map(|allocation| allocation.relays());
+        for relay in relays.into_iter().flatten().flatten() {
+            let is_permitted = |source: &PeerAddr| {
+                let allocation = self.allocations.get(place);
+                allocation.is_some_and(|allocation| allocation.is_permitted(source, now.seconds()))
+            };
+            let Some(check) = self.shared.early.take(relay, is_permitted, now.steady) else {
+                continue;
+            };
+            let packet = check.as_bytes();
+            if let Some(Hop::Client {
+                recipient,
+                prefix,
+                padding,
+                ..
+            }) = self.handle_peer(relay, check.source, packet.len(), now, random)
+            {
+                self.outputs.push_back(Output::Send {
+                    to: recipient.client,
+                    answer: Answer::carry(&prefix, packet, padding),
+                });
+            }
+        }
     }
 
     fn counted(&mut self, handled: Result<Option<Hop>, Refusal>) -> Option<Hop> {
@@ -392,6 +441,7 @@ impl Server {
         let free_at = now.after(self.settings.limits.port_cool_down);
         for relay in allocation.relays().into_iter().flatten() {
             self.shared.pool.give_back(relay, free_at);
+            self.shared.early.forget(relay);
             self.outputs.push_back(Output::CloseRelay(relay));
         }
     }

@@ -350,6 +350,25 @@ impl Forwarding {
         self.leave(place, peer, local, size, now)
     }
 
+    /// Where a ChannelData message of a client wants to go, and its payload; whether it may is not said.
+    pub fn bound<'a>(&self, from: &FiveTuple, bytes: &'a [u8]) -> Option<(PeerAddr, &'a [u8])> {
+        let frame = ChannelData::parse(bytes)?;
+        let entry = self.entry(self.find(from)?)?;
+        let number = frame.number.raw();
+        let bound = entry.channels.iter().find(|bound| bound.number == number)?;
+        Some((bound.peer, frame.data))
+    }
+
+    /// For a packet from client to client whose sender has permitted the receiver: the relayed address of the receiver, and that of the
+    /// sender as clients know it.
+    pub fn within(&self, from: &FiveTuple, peer: PeerAddr, now: Seconds) -> Option<(RelayAddr, PeerAddr)> {
+        let relays = &self.index.relays;
+        let to = relays.relay_of(peer.socket())?;
+        let entry = self.entry(self.find(from)?).filter(|entry| entry.permits(&peer, now))?;
+        let relay = entry.relay_of_family(peer.is_v6(), relays)?;
+        Some((to, PeerAddr::new(relays.advertised(relay)?)))
+    }
+
     /// A datagram that came to a relayed address, or the first of several of one length.
     pub fn peer_packet(
         &mut self,

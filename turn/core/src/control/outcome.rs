@@ -1,5 +1,6 @@
 //! What the shell is to do: values, nothing done yet.
 
+use super::early::LONGEST;
 use crate::attributes::{Family, fingerprint, kind, xor_address};
 use crate::auth::{IntegrityKind, Key, sign};
 use crate::forwarding::Recipient;
@@ -161,7 +162,7 @@ impl Hop {
 )]
 #[derive(Clone, Debug)]
 pub enum Output {
-    /// An answer, from the listener that the request came to.
+    /// An answer, or a check that waited for its permission, from the listener that the request came to.
     Send {
         to: FiveTuple,
         answer: Answer,
@@ -171,8 +172,8 @@ pub enum Output {
     CloseRelay(RelayAddr),
 }
 
-/// Longest answer: a dual allocation with a token over SHA-256 takes 152 bytes, a challenge with the longest realm 156.
-const MAX_ANSWER: usize = 192;
+/// The longest answers take less: a dual allocation with a token over SHA-256 152 bytes, a challenge with the longest realm 156.
+const MAX_ANSWER: usize = HEADROOM + LONGEST;
 
 /// One answer, held without allocation.
 #[derive(Clone)]
@@ -209,6 +210,18 @@ impl Answer {
             writer.attribute(kind::FINGERPRINT, &[&crc]);
         }
         answer.length = writer.finish().map_or(0, <[u8]>::len);
+        answer
+    }
+
+    /// A packet of another client, with what stands before it.
+    pub(super) fn carry(prefix: &Prefix, packet: &[u8], padding: usize) -> Self {
+        let mut answer = Self {
+            bytes: [0; MAX_ANSWER],
+            length: 0,
+        };
+        let bytes = prefix.as_bytes().iter().chain(packet);
+        answer.bytes.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        answer.length = prefix.as_bytes().len() + packet.len() + padding;
         answer
     }
 

@@ -79,8 +79,16 @@ impl Server {
         }
         match method {
             Method::Refresh => self.refresh(request, verified, place),
-            Method::CreatePermission => self.create_permission(request, verified, place),
-            Method::ChannelBind => self.channel_bind(request, verified, place),
+            Method::CreatePermission => {
+                self.create_permission(request, verified, place)?;
+                self.release_early(place, request.now, random);
+                Ok(())
+            }
+            Method::ChannelBind => {
+                self.channel_bind(request, verified, place)?;
+                self.release_early(place, request.now, random);
+                Ok(())
+            }
             _ => Err(Refusal::NothingAsked),
         }
     }
