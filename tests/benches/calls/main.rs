@@ -47,6 +47,9 @@ use servers::{Kind, Place};
 /// Who is measured, in the order of each round.
 const BOTH: [Kind; 2] = [Kind::Coturn, Kind::Ours];
 
+/// Calls at once.
+const PAIRS: [usize; 2] = [50, 200];
+
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let named = |name: &str| arguments.iter().find_map(|argument| argument.strip_prefix(name));
@@ -81,6 +84,13 @@ fn main() {
         browser::measure(&folder, threads, number("calls=", 20));
     }
     if wants("media") {
-        media::measure(&place, players, number("pairs=", 200), number("rounds=", 8));
+        // One processor is left to the rest of the machine, whose work would look like latency.
+        let players = players.get(..2).unwrap_or(players);
+        for pairs in number("pairs=", 0)
+            .checked_sub(1)
+            .map_or_else(|| PAIRS.to_vec(), |less| vec![less + 1])
+        {
+            media::measure(&place, players, pairs, number("rounds=", 15));
+        }
     }
 }
