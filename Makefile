@@ -39,7 +39,7 @@ soak: setup
 	cargo build --release --bin quietline-notifier --bin quietline-turn --bin quietline-lab
 	KILLS=100 cargo test --release -p quietline-lab --test kills -- --nocapture
 	FAULTS_SECONDS=300 cargo test --release -p quietline-lab --test faults -- --nocapture
-	for run in $$(seq 10); do cargo test --release -p quietline-lab --test browser -- every_way || exit 1; done
+	for run in $$(seq 10); do cargo test --release -p quietline-lab --test browser -- every_way --nocapture || exit 1; done
 	CALL_SECONDS=660 cargo test --release -p quietline-lab --test browser -- outlives --nocapture
 
 FUZZ_SECONDS ?= 60

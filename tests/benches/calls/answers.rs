@@ -72,7 +72,8 @@ pub fn measure(place: &Place, players: &[usize], clients: usize) {
 
 /// One client from its first question to the end of its allocation.
 fn ask_all(server: &Server, number: usize) -> [Duration; MESSAGES.len()] {
-    // A port that the system gives twice would meet the allocation of who had it before, should that one live on: then it is refused.
+    // Each at an address of its own: coturn still knows a five-tuple for a while after its end, so who is given a port again would be
+    // answered with 437.
     let address = Ipv4Addr::from(Ipv4Addr::new(127, 16, 0, 0).to_bits() + number as u32);
     let mut client = Client::new(server, address);
     let binding = client.asks(Ask::Binding, None);

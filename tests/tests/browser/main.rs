@@ -140,10 +140,14 @@ fn a_browser_calls_in_every_way_that_there_is() {
         .iter()
         .map(|case| chromium.call(&case.name, [&case.ends[0], &case.ends[1]]))
         .collect();
-    let mut faults = Vec::new();
+    let (mut faults, mut arrived, mut lost) = (Vec::new(), 0, 0);
     for (case, call) in cases.iter().zip(begun) {
         match call.wait().and_then(|_| chromium.heard(&case.name, A_WORD)) {
-            Ok(report) => faults.extend(wrong(case, &report).map(|fault| format!("{}: {fault}", case.name))),
+            Ok(report) => {
+                let packets = report.packets();
+                (arrived, lost) = (arrived + packets.0, lost + packets.1);
+                faults.extend(wrong(case, &report).map(|fault| format!("{}: {fault}", case.name)));
+            }
             Err(fault) => faults.push(format!("{}: {fault}", case.name)),
         }
         // The others get its share of the machine.
@@ -151,6 +155,7 @@ fn a_browser_calls_in_every_way_that_there_is() {
     }
     assert!(faults.is_empty(), "{}\n{}", faults.join("\n"), site.log());
     assert_eq!(cases.len(), 21);
+    println!("in every way: {arrived} packets of sound and pictures, {lost} lost");
 
     let report = chromium.report("forbidden").unwrap();
     let received: u64 = report.ends.iter().map(|end| end.bytes_received).sum();
