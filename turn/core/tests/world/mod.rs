@@ -232,6 +232,8 @@ pub struct World {
     pub replies: Vec<(SocketAddr, Vec<u8>)>,
     /// How many of the next relays do not open.
     pub failing_relays: usize,
+    /// Ports that cannot be opened.
+    pub is_taken_by_others: fn(u16) -> bool,
     state: u64,
 }
 
@@ -313,6 +315,7 @@ impl World {
             open: BTreeSet::new(),
             replies: Vec::new(),
             failing_relays: 0,
+            is_taken_by_others: |_| false,
             state: 0x9E37_79B9_7F4A_7C15 ^ u64::from(shard),
         }
     }
@@ -344,8 +347,8 @@ impl World {
         while let Some(output) = self.server.poll_output() {
             match output {
                 Output::Send { to, answer } => self.replies.push((to.client(), answer.as_bytes().to_vec())),
-                Output::OpenRelay(relay) if self.failing_relays > 0 => {
-                    self.failing_relays -= 1;
+                Output::OpenRelay(relay) if self.failing_relays > 0 || (self.is_taken_by_others)(relay.port) => {
+                    self.failing_relays = self.failing_relays.saturating_sub(1);
                     let (now, mut state) = (self.now(), self.state);
                     self.server
                         .handle_relay_failed(relay, now, &mut |bytes| fill(&mut state, bytes));
