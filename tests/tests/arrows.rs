@@ -274,7 +274,7 @@ fn no_packet_of_the_relay_meets_a_lock_or_a_shared_map() {
     }
 }
 
-/// Only the file that says so.
+/// Only the file that says so, and its folder.
 #[test]
 fn only_the_system_calls_of_the_relay_are_unsafe() {
     for folder in [
@@ -287,7 +287,8 @@ fn only_the_system_calls_of_the_relay_are_unsafe() {
     ] {
         for (path, text) in sources(folder) {
             let is_unsafe = text.contains("unsafe {") || text.contains("unsafe impl") || text.contains("unsafe fn");
-            assert!(!is_unsafe || path == "turn/src/sys.rs", "{path} has unsafe code");
+            let may_be = path == "turn/src/sys.rs" || path.starts_with("turn/src/sys/");
+            assert!(!is_unsafe || may_be, "{path} has unsafe code");
         }
     }
 }

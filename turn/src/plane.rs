@@ -4,7 +4,7 @@
 //! with [`Plane::take_posts`]. Never: waits, locks, allocates for a packet, or decides who may talk to whom.
 
 use crate::sockets::{Datagram, Sockets, Through, Unsent};
-use crate::sys::{self, Epoll, Piece, Ready, Received};
+use crate::sys::{self, Epoll, Events, Piece, Ready, Received};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -182,7 +182,6 @@ impl Posts {
 pub mod token {
     /// All tokens with this bit are the streams'; the other 63 bits are theirs to use.
     pub const STREAM: u64 = 1 << 63;
-    pub const LISTENER: u64 = 1 << 32;
     pub const RELAY: u64 = 2 << 32;
     pub const ORDERS: u64 = 3 << 32;
     pub const TICK: u64 = 4 << 32;
@@ -224,7 +223,7 @@ struct Origin {
 }
 
 impl Plane {
-    pub fn new(parts: Parts) -> std::io::Result<Self> {
+    pub fn new(parts: Parts) -> Self {
         let Parts {
             shard,
             shared,
@@ -234,19 +233,18 @@ impl Plane {
             mut clock,
         } = parts;
         let relays = shared.relays().len() * shared.relays().ports_per_address();
-        let sockets = Sockets::new(epoll, listeners, relays, |number| token::LISTENER | u64::from(number))?;
-        Ok(Self {
+        Self {
             shard,
             server: Server::new(shared.clone(), settings, shard),
             shared,
-            sockets,
+            sockets: Sockets::new(epoll, listeners, relays),
             now: clock.read(),
             clock,
             random: Randomness::new(),
             posts: Posts::new(),
             spare_posts: Some(Posts::new()),
             losses: Tally::default(),
-        })
+        }
     }
 
     /// The number of this shard: a [`Recipient`] of another one is for another shard's streams.
@@ -272,9 +270,11 @@ impl Plane {
         self.server.counters()
     }
 
-    /// A round of events begins: the clocks are read once for all of it.
-    pub fn begin(&mut self) {
+    /// Waits until a round of events begins, and reads the clocks once for all of it.
+    pub fn wait(&mut self, events: &mut Events) -> std::io::Result<()> {
+        self.sockets.wait(events)?;
         self.now = self.clock.read();
+        Ok(())
     }
 
     /// Steady time at this very moment.
@@ -282,8 +282,16 @@ impl Plane {
         self.clock.elapsed()
     }
 
-    /// A listener is ready.
+    /// How many listeners there are.
+    pub fn listeners(&self) -> usize {
+        self.sockets.listeners()
+    }
+
+    /// What a listener had at the last wait.
     pub fn handle_listener(&mut self, number: u8) {
+        if !self.sockets.is_ready(number) {
+            return;
+        }
         // A few full hands, and then the others' turn.
         for _ in 0..4 {
             if self.sockets.free() == 0 {
@@ -317,26 +325,10 @@ impl Plane {
         if ready.has_error() {
             self.handle_unreached(relay, place);
         }
-        if ready.is_readable() {
+        // An error that found no room in the socket's list of them stays until a receive takes it, and would be told for ever.
+        if ready.is_readable() || ready.has_error() {
             self.receive_from_peers(relay, place);
         }
-    }
-
-    /// What was not taken whole in the last round, which no event tells again.
-    pub fn handle_unfinished(&mut self) {
-        for _ in 0..self.sockets.unfinished() {
-            let Some(place) = self.sockets.next_unfinished() else {
-                return;
-            };
-            if let Some(relay) = self.shared.relays().at(place as usize) {
-                self.receive_from_peers(relay, place);
-            }
-        }
-    }
-
-    /// Something is left for [`Plane::handle_unfinished`].
-    pub fn has_unfinished(&self) -> bool {
-        self.sockets.unfinished() > 0
     }
 
     fn receive_from_peers(&mut self, relay: RelayAddr, place: u32) {

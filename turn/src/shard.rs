@@ -291,16 +291,17 @@ fn run(
     waker: &Waker,
     ticker: &Ticker,
 ) -> io::Result<()> {
-    let mut plane = Plane::new(parts)?;
+    let mut plane = Plane::new(parts);
     streams.begin(&mut plane)?;
     let mut events = Events::new(EVENTS);
     sys::sleep_exactly();
     let mut pacer = Pacer::default();
     loop {
-        plane.epoll().wait(&mut events, plane.has_unfinished())?;
-        plane.begin();
-        plane.handle_unfinished();
-        deliver(&mut plane, &mut streams);
+        plane.wait(&mut events)?;
+        for number in 0..plane.listeners() {
+            plane.handle_listener(number as u8);
+            deliver(&mut plane, &mut streams);
+        }
         for at in 0..events.len() {
             let Some((event, ready)) = events.get(at) else {
                 break;
@@ -309,7 +310,6 @@ fn run(
                 streams.handle_event(event, ready, &mut plane);
             } else {
                 match event & token::KIND {
-                    token::LISTENER => plane.handle_listener(event as u8),
                     token::RELAY => plane.handle_relay(event as u32, ready),
                     token::TICK => {
                         ticker.clear();
@@ -328,9 +328,7 @@ fn run(
         }
         streams.flush(&mut plane);
         plane.flush();
-        if !plane.has_unfinished()
-            && let Some(rest) = pacer.rest(plane.now().steady, plane.elapsed())
-        {
+        if let Some(rest) = pacer.rest(plane.now().steady, plane.elapsed()) {
             thread::sleep(rest);
         }
     }

@@ -5,9 +5,8 @@
 //!
 //! What is queued points into the slots, so a slot may be used again only after [`Sockets::flush`].
 
-use crate::sys::{self, Epoll, Interest, Message, Outgoing, Piece, Received, Slots};
+use crate::sys::{self, Epoll, Events, Interest, Message, Outgoing, Piece, Received, Slots, Watch};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
-use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -104,9 +103,12 @@ const MOST_SEGMENTS: usize = 64;
 /// A segment that fits a usual link; what does not fit would be refused.
 const LONGEST_SEGMENT: usize = 1_432;
 
+/// Of a socket that might wait, the kernel takes apart what is there each time it is asked whether something is.
+const DATAGRAMS: Type = Type::DGRAM.nonblocking();
+
 /// A UDP socket for one listening address. Each shard binds one of its own.
 pub fn listen_udp(address: SocketAddr, buffers: Buffers, shared: bool) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    let socket = Socket::new(Domain::for_address(address), DATAGRAMS, Some(Protocol::UDP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
@@ -125,7 +127,7 @@ pub fn listen_udp(address: SocketAddr, buffers: Buffers, shared: bool) -> io::Re
 
 /// A relayed address. Nobody else can have its port, so that no packet ever comes to the wrong one.
 fn open_relay(address: SocketAddr) -> io::Result<OwnedFd> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    let socket = Socket::new(Domain::for_address(address), DATAGRAMS, Some(Protocol::UDP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
@@ -186,8 +188,7 @@ const EMPTY: Chain = Chain { head: NONE, tail: NONE };
 struct Listener {
     socket: OwnedFd,
     chain: Chain,
-    /// How many datagrams to ask for next time.
-    appetite: u8,
+    appetite: Appetite,
     overflowed: u32,
 }
 
@@ -195,9 +196,7 @@ struct Listener {
 struct Relay {
     socket: Option<OwnedFd>,
     chain: Chain,
-    appetite: u8,
-    /// It stands in the list of those that may have more.
-    is_unfinished: bool,
+    appetite: Appetite,
 }
 
 struct Waiting {
@@ -207,11 +206,14 @@ struct Waiting {
 
 /// All UDP sockets of one shard, and their datagrams.
 pub struct Sockets {
+    /// Watches the relayed addresses, and what else the shard puts there.
     epoll: Epoll,
+    /// The epoll, then the listeners.
+    watch: Watch,
+    /// Counts waits.
+    round: u32,
     listeners: Vec<Listener>,
     relays: Vec<Relay>,
-    /// Places of relayed addresses that may have more; no event tells them again.
-    unfinished: VecDeque<u32>,
     slots: Slots,
     /// Slots that hold something, from the first.
     used: usize,
@@ -230,29 +232,28 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// `relays` is how many relayed addresses there can be. `token` names listeners in the epoll.
-    pub fn new(epoll: Epoll, listeners: Vec<OwnedFd>, relays: usize, token: impl Fn(u8) -> u64) -> io::Result<Self> {
-        for (number, socket) in (0u8..).zip(&listeners) {
-            epoll.add(socket.as_fd(), token(number), Interest::Read)?;
-        }
+    /// `relays` is how many relayed addresses there can be.
+    pub fn new(epoll: Epoll, listeners: Vec<OwnedFd>, relays: usize) -> Self {
+        let watched = std::iter::once(epoll.as_fd()).chain(listeners.iter().map(AsFd::as_fd));
+        let watch = Watch::new(watched);
         let mut relay_list = Vec::new();
         relay_list.resize_with(relays, || Relay {
             socket: None,
             chain: EMPTY,
-            appetite: LEAST_APPETITE,
-            is_unfinished: false,
+            appetite: Appetite::SMALL,
         });
         let listeners = listeners.into_iter().map(|socket| Listener {
             socket,
             chain: EMPTY,
-            appetite: LEAST_APPETITE,
+            appetite: Appetite::LARGE,
             overflowed: 0,
         });
-        Ok(Self {
+        Self {
             epoll,
+            watch,
+            round: 0,
             listeners: listeners.collect(),
             relays: relay_list,
-            unfinished: VecDeque::with_capacity(relays),
             slots: Slots::new(BATCH, HEADROOM, AREA),
             used: 0,
             area_used: ZEROS,
@@ -264,20 +265,42 @@ impl Sockets {
             pieces: Vec::with_capacity(3 * QUEUE),
             segments: true,
             unsent: Vec::with_capacity(QUEUE),
-        })
+        }
     }
 
     pub const fn epoll(&self) -> &Epoll {
         &self.epoll
     }
 
+    /// Until there is something on any socket, or elsewhere in the epoll. Events are those of the epoll.
+    pub fn wait(&mut self, events: &mut Events) -> io::Result<()> {
+        self.round = self.round.wrapping_add(1);
+        self.watch.wait(false)?;
+        if self.watch.is_ready(0) {
+            self.epoll.look(events)
+        } else {
+            events.clear();
+            Ok(())
+        }
+    }
+
+    /// How many listeners there are.
+    pub fn listeners(&self) -> usize {
+        self.listeners.len()
+    }
+
+    /// Whether a listener had something at the last wait.
+    pub fn is_ready(&self, number: u8) -> bool {
+        self.watch.is_ready(usize::from(number) + 1)
+    }
+
     /// Binds a relayed address and listens to it.
     pub fn open(&mut self, place: usize, address: SocketAddr, token: u64) -> io::Result<()> {
         let relay = self.relays.get_mut(place).ok_or(io::ErrorKind::InvalidInput)?;
         let socket = open_relay(address)?;
-        self.epoll.add(socket.as_fd(), token, Interest::ReadOnce)?;
+        self.epoll.add(socket.as_fd(), token, Interest::Read)?;
         relay.socket = Some(socket);
-        relay.appetite = LEAST_APPETITE;
+        relay.appetite = Appetite::SMALL;
         Ok(())
     }
 
@@ -307,27 +330,30 @@ impl Sockets {
         BATCH - self.used
     }
 
-    /// Takes what a listener has: the range of slots, and whether there may be more.
+    /// Takes what a listener has: the range of slots, and whether it filled them. If there is more, the next wait ends at once.
     pub fn receive_clients(&mut self, number: u8) -> (Range<usize>, bool) {
         let Some(listener) = self.listeners.get_mut(usize::from(number)) else {
             return (0..0, false);
         };
-        let most = usize::from(listener.appetite).min(BATCH - self.used);
-        let received = self.slots.receive(listener.socket.as_fd(), self.used, most);
-        let (count, has_more) = outcome(received, most);
-        listener.appetite = appetite(count, most);
+        let most = listener.appetite.most().min(BATCH - self.used);
+        // An error of an earlier datagram comes first and says nothing about what waits.
+        let count = self
+            .slots
+            .receive(listener.socket.as_fd(), self.used, most)
+            .unwrap_or(0);
+        listener.appetite.learn(count, self.round);
         let from = self.used;
         self.used += count;
-        (from..self.used, has_more)
+        (from..self.used, self.used == BATCH)
     }
 
     /// Whether as many slots are free as a relayed address is likely to need.
     pub fn has_slots_for(&self, place: usize) -> bool {
-        let appetite = self.relays.get(place).map_or(0, |relay| relay.appetite);
-        usize::from(appetite.min(FEW)) <= BATCH - self.used
+        let most = self.relays.get(place).map_or(0, |relay| relay.appetite.most());
+        most.min(FEW) <= BATCH - self.used
     }
 
-    /// Takes what a relayed address has: the range of slots. One that may have more is in the list of the unfinished.
+    /// Takes what a relayed address has: the range of slots. If there is more, the next wait ends at once.
     pub fn receive_peers(&mut self, place: u32) -> Range<usize> {
         let Some(relay) = self.relays.get_mut(place as usize) else {
             return 0..0;
@@ -335,30 +361,12 @@ impl Sockets {
         let Some(socket) = &relay.socket else {
             return 0..0;
         };
-        let most = usize::from(relay.appetite).min(BATCH - self.used);
-        let received = self.slots.receive(socket.as_fd(), self.used, most);
-        let (count, has_more) = outcome(received, most);
-        relay.appetite = appetite(count, most);
-        if has_more && !relay.is_unfinished {
-            relay.is_unfinished = true;
-            self.unfinished.push_back(place);
-        }
+        let most = relay.appetite.most().min(BATCH - self.used);
+        let count = self.slots.receive(socket.as_fd(), self.used, most).unwrap_or(0);
+        relay.appetite.learn(count, self.round);
         let from = self.used;
         self.used += count;
         from..self.used
-    }
-
-    /// How many relayed addresses may have more.
-    pub fn unfinished(&self) -> usize {
-        self.unfinished.len()
-    }
-
-    pub fn next_unfinished(&mut self) -> Option<u32> {
-        let place = self.unfinished.pop_front()?;
-        if let Some(relay) = self.relays.get_mut(place as usize) {
-            relay.is_unfinished = false;
-        }
-        Some(place)
     }
 
     /// What came into a slot, and where it begins in the memory. To be asked once.
@@ -528,22 +536,51 @@ impl Sockets {
 /// Zero bytes at the start of the area.
 const ZEROS: usize = 8;
 
-/// One more than the usual one datagram, so that one call also learns that there is no other.
-const LEAST_APPETITE: u8 = 2;
 /// A socket that wants more slots than this gets what is free.
-const FEW: u8 = 16;
+const FEW: usize = 16;
 
-/// As much as came and a little more; much more after a full hand.
-fn appetite(count: usize, most: usize) -> u8 {
-    let next = if count == most { most * 4 } else { count + count / 4 + 1 };
-    next.clamp(usize::from(LEAST_APPETITE), BATCH) as u8
+/// How many datagrams to ask a socket for: one, or all. A receive that does not also learn that there is no other costs half as much, and
+/// most sockets have one at a time; if there is another, the next wait ends at once.
+#[derive(Clone, Copy)]
+struct Appetite {
+    is_large: bool,
+    /// Receives one after the other that spoke for a change.
+    doubts: u8,
+    /// The wait before the last receive.
+    round: u32,
 }
 
-/// How many came, and whether there may be more. An error of an earlier datagram comes first and says nothing about what waits.
-fn outcome(received: io::Result<usize>, most: usize) -> (usize, bool) {
-    match received {
-        Ok(count) => (count, count == most),
-        Err(error) => (0, error.kind() != io::ErrorKind::WouldBlock),
+impl Appetite {
+    const LARGE: Self = Self {
+        is_large: true,
+        doubts: 0,
+        round: 0,
+    };
+    const SMALL: Self = Self {
+        is_large: false,
+        ..Self::LARGE
+    };
+    /// A steady trickle, too, has one datagram in each of some rounds.
+    const PATIENCE: u8 = 16;
+    /// The first datagram of many often comes alone.
+    const LONELY: u8 = 2;
+
+    const fn most(self) -> usize {
+        if self.is_large { BATCH } else { 1 }
+    }
+
+    fn learn(&mut self, count: usize, round: u32) {
+        let is_next = round.wrapping_sub(self.round) == 1;
+        self.round = round;
+        let (is_doubt, most) = match self.is_large {
+            true => (count <= 1, Self::LONELY),
+            false => (count == 1 && is_next, Self::PATIENCE),
+        };
+        self.doubts = if is_doubt { self.doubts + 1 } else { 0 };
+        if self.doubts >= most {
+            self.is_large = !self.is_large;
+            self.doubts = 0;
+        }
     }
 }
 
@@ -709,5 +746,41 @@ fn send_unfragmented(
 fn note(unsent: &mut Vec<Unsent>, what: Unsent) {
     if unsent.len() < unsent.capacity() {
         unsent.push(what);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_with_one_datagram_now_and_then_is_asked_for_one() {
+        let mut appetite = Appetite::LARGE;
+        for round in 0..2 {
+            assert_eq!(appetite.most(), BATCH);
+            appetite.learn(1, round);
+        }
+        for round in 1..1_000 {
+            assert_eq!(appetite.most(), 1);
+            // Not at each wait.
+            appetite.learn(1, round * 2);
+        }
+    }
+
+    #[test]
+    fn a_socket_that_always_has_more_is_soon_asked_for_all() {
+        let mut appetite = Appetite::SMALL;
+        let small = (1..1_000)
+            .take_while(|round| {
+                appetite.learn(1, *round);
+                appetite.most() == 1
+            })
+            .count();
+        assert!(small < 20, "{small}");
+        // The first of many comes alone.
+        for round in 1_000..1_100 {
+            appetite.learn(if round % 2 == 0 { 1 } else { 15 }, round);
+            assert_eq!(appetite.most(), BATCH);
+        }
     }
 }

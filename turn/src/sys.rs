@@ -2,24 +2,30 @@
 //!
 //! In: sockets, and places in memory of our own. Out: counts, sources, errors. Never: decides anything, or keeps a packet.
 //!
-//! This is the only file of the relay with unsafe code.
+//! This file and its folder are the only ones of the relay with unsafe code.
 #![expect(
     unsafe_code,
     reason = "recvmmsg, sendmmsg, control messages and epoll have no safe cover that takes batches without allocating"
 )]
+
+mod wait;
+
+pub use wait::{Epoll, Events, Interest, Ready, Ticker, Waker, Watch};
 
 use libc::{c_int, c_void};
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::time::Duration;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// linux/udp.h and asm-generic/socket.h; libc does not have them.
 const UDP_SEGMENT: c_int = 103;
 pub const UDP_GRO: c_int = 104;
 const SO_MEMINFO: c_int = 55;
+
+// Datagrams go in and out by `syscall`: a call by its own name is a point where POSIX may cancel a thread, and the C library prepares for
+// that with each, at the price of a hundredth of what a packet costs.
 
 /// Turns the -1 of C into the error of the thread.
 fn checked(result: c_int) -> io::Result<c_int> {
@@ -28,198 +34,6 @@ fn checked(result: c_int) -> io::Result<c_int> {
     } else {
         Ok(result)
     }
-}
-
-/// What one thread waits with.
-pub struct Epoll(OwnedFd);
-
-/// What to be woken for; errors and ends always count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Interest {
-    Read,
-    Write,
-    Both,
-    /// Told once for what came, not again for what is still there.
-    ReadOnce,
-}
-
-impl Interest {
-    const fn bits(self) -> u32 {
-        (match self {
-            Self::Read => libc::EPOLLIN | libc::EPOLLRDHUP,
-            Self::Write => libc::EPOLLOUT,
-            Self::Both => libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLOUT,
-            Self::ReadOnce => libc::EPOLLIN | libc::EPOLLET,
-        }) as u32
-    }
-}
-
-/// What a descriptor is ready for.
-#[derive(Clone, Copy, Debug)]
-pub struct Ready(u32);
-
-impl Ready {
-    const fn has(self, flags: c_int) -> bool {
-        self.0 & flags as u32 != 0
-    }
-
-    pub const fn is_readable(self) -> bool {
-        self.has(libc::EPOLLIN)
-    }
-
-    pub const fn is_writable(self) -> bool {
-        self.has(libc::EPOLLOUT)
-    }
-
-    /// The other side will send nothing more.
-    pub const fn is_ended(self) -> bool {
-        self.has(libc::EPOLLRDHUP | libc::EPOLLHUP)
-    }
-
-    pub const fn has_error(self) -> bool {
-        self.has(libc::EPOLLERR)
-    }
-}
-
-/// Room for the events of one wait.
-pub struct Events {
-    list: Vec<libc::epoll_event>,
-    count: usize,
-}
-
-impl Events {
-    pub fn new(most: usize) -> Self {
-        Self {
-            list: vec![libc::epoll_event { events: 0, u64: 0 }; most.clamp(1, 4096)],
-            count: 0,
-        }
-    }
-
-    pub const fn len(&self) -> usize {
-        self.count
-    }
-
-    pub const fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    pub fn get(&self, at: usize) -> Option<(u64, Ready)> {
-        let event = self.list.get(..self.count)?.get(at)?;
-        Some((event.u64, Ready(event.events)))
-    }
-}
-
-impl Epoll {
-    pub fn new() -> io::Result<Self> {
-        // SAFETY: no pointers; the result is a new descriptor that nobody else owns.
-        let fd = checked(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
-        // SAFETY: as above.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
-    }
-
-    /// A descriptor leaves by being closed.
-    pub fn add(&self, fd: BorrowedFd<'_>, token: u64, interest: Interest) -> io::Result<()> {
-        self.control(libc::EPOLL_CTL_ADD, fd, token, interest)
-    }
-
-    pub fn change(&self, fd: BorrowedFd<'_>, token: u64, interest: Interest) -> io::Result<()> {
-        self.control(libc::EPOLL_CTL_MOD, fd, token, interest)
-    }
-
-    /// Until something is ready, or a signal came: then there are no events. Or only looks, and does not wait.
-    pub fn wait(&self, events: &mut Events, only_looks: bool) -> io::Result<()> {
-        let most = events.list.len() as c_int;
-        let timeout = if only_looks { 0 } else { -1 };
-        // SAFETY: the list has room for as many events as are asked for.
-        let count = unsafe { libc::epoll_wait(self.0.as_raw_fd(), events.list.as_mut_ptr(), most, timeout) };
-        events.count = match checked(count) {
-            Ok(count) => count as usize,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-            Err(error) => return Err(error),
-        };
-        Ok(())
-    }
-
-    fn control(&self, operation: c_int, fd: BorrowedFd<'_>, token: u64, interest: Interest) -> io::Result<()> {
-        let mut event = libc::epoll_event {
-            events: interest.bits(),
-            u64: token,
-        };
-        // SAFETY: both descriptors are open, the event lives on this stack.
-        checked(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), operation, fd.as_raw_fd(), &raw mut event) })?;
-        Ok(())
-    }
-}
-
-/// Wakes a thread that waits in epoll, from any thread.
-pub struct Waker(OwnedFd);
-
-impl Waker {
-    pub fn new() -> io::Result<Self> {
-        // SAFETY: no pointers; the result is a new descriptor that nobody else owns.
-        let fd = checked(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
-        // SAFETY: as above.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
-    }
-
-    /// Fails only where the counter is full, and then it is ready already.
-    pub fn wake(&self) {
-        let one = 1u64.to_ne_bytes();
-        // SAFETY: eight bytes are there.
-        let _ = unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
-    }
-
-    /// Not ready any more, until the next wake.
-    pub fn clear(&self) {
-        drain(&self.0);
-    }
-}
-
-impl AsFd for Waker {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-/// Ready once in each period. A timeout of epoll itself would cost a kernel timer for each wait.
-pub struct Ticker(OwnedFd);
-
-impl Ticker {
-    pub fn new(period: Duration) -> io::Result<Self> {
-        // SAFETY: no pointers; the result is a new descriptor that nobody else owns.
-        let fd =
-            checked(unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) })?;
-        // SAFETY: as above.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let period = libc::timespec {
-            tv_sec: period.as_secs() as libc::time_t,
-            tv_nsec: libc::c_long::from(period.subsec_nanos()),
-        };
-        let timer = libc::itimerspec {
-            it_interval: period,
-            it_value: period,
-        };
-        // SAFETY: the new value lives on this stack, the old one is not asked for.
-        checked(unsafe { libc::timerfd_settime(fd.as_raw_fd(), 0, &raw const timer, std::ptr::null_mut()) })?;
-        Ok(Self(fd))
-    }
-
-    pub fn clear(&self) {
-        drain(&self.0);
-    }
-}
-
-impl AsFd for Ticker {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-/// Takes the count of an eventfd or timerfd, which is back at zero then.
-fn drain(fd: &OwnedFd) {
-    let mut count = [0u8; 8];
-    // SAFETY: eight bytes of room are there.
-    let _ = unsafe { libc::read(fd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
 }
 
 /// Sets one option that is a number.
@@ -432,7 +246,14 @@ impl Slots {
         let flags = libc::MSG_DONTWAIT;
         let received = if most == 1 {
             // SAFETY: a header points to memory of ours that lives, and gives its lengths.
-            let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut (*headers).msg_hdr, flags) };
+            let length = unsafe {
+                libc::syscall(
+                    libc::SYS_recvmsg,
+                    socket.as_raw_fd(),
+                    &raw mut (*headers).msg_hdr,
+                    flags,
+                )
+            };
             if length < 0 {
                 Err(io::Error::last_os_error())
             } else {
@@ -443,15 +264,16 @@ impl Slots {
         } else {
             // SAFETY: `most` headers from here on point to memory of ours that lives, and give its lengths.
             let count = unsafe {
-                libc::recvmmsg(
+                libc::syscall(
+                    libc::SYS_recvmmsg,
                     socket.as_raw_fd(),
                     headers,
                     most as u32,
-                    flags as _,
-                    std::ptr::null_mut(),
+                    flags,
+                    std::ptr::null_mut::<libc::timespec>(),
                 )
             };
-            checked(count).map(|count| count as usize)
+            checked(count as c_int).map(|count| count as usize)
         };
         if received.is_err() {
             self.reset(first);
@@ -671,8 +493,16 @@ impl Outgoing {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         // SAFETY: `count` headers point to names, pieces and control messages of ours, whose lengths they give; the pieces point into
         // `memory`, which is borrowed for the call and only read.
-        let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), count, flags as _) };
-        checked(sent).map(|sent| sent as usize)
+        let sent = unsafe {
+            libc::syscall(
+                libc::SYS_sendmmsg,
+                socket.as_raw_fd(),
+                self.headers.as_mut_ptr(),
+                count,
+                flags,
+            )
+        };
+        checked(sent as c_int).map(|sent| sent as usize)
     }
 
     /// The kernel copies fewer structures for this one.
@@ -684,12 +514,13 @@ impl Outgoing {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         // SAFETY: bytes and name are borrowed for the call, their lengths are given.
         let sent = unsafe {
-            libc::sendto(
+            libc::syscall(
+                libc::SYS_sendto,
                 socket.as_raw_fd(),
-                bytes.as_ptr().cast(),
+                bytes.as_ptr(),
                 bytes.len(),
                 flags,
-                std::ptr::from_mut(name).cast_const().cast(),
+                std::ptr::from_mut(name).cast_const(),
                 length,
             )
         };

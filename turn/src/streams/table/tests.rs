@@ -3,7 +3,7 @@
 use super::super::seats::Seats;
 use super::super::tls::server_config;
 use super::*;
-use crate::sys::{Events, Ticker};
+use crate::sys::{Events, Ticker, Watch};
 use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use std::cell::Cell;
@@ -24,6 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Room {
     table: Table,
     epoll: Epoll,
+    watch: Watch,
     ticker: Ticker,
     events: Events,
     address: SocketAddr,
@@ -52,6 +53,7 @@ impl Room {
         epoll.add(ticker.as_fd(), TICK, Interest::Read).unwrap();
         Self {
             table,
+            watch: Watch::new(std::iter::once(epoll.as_fd())),
             epoll,
             ticker,
             events: Events::new(64),
@@ -67,7 +69,8 @@ impl Room {
 
     /// One round of the shard.
     fn round(&mut self) {
-        self.epoll.wait(&mut self.events, false).unwrap();
+        self.watch.wait(false).unwrap();
+        self.epoll.look(&mut self.events).unwrap();
         for at in 0..self.events.len() {
             let (token, ready) = self.events.get(at).unwrap();
             match token {
