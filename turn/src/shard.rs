@@ -330,36 +330,55 @@ fn run(
         plane.flush();
         if let Some(rest) = pacer.rest(plane.now().steady, plane.elapsed()) {
             thread::sleep(rest);
+            pacer.wake(plane.elapsed());
         }
     }
 }
 
-/// When a shard sleeps a moment although something may be there: with a steady trickle of packets, a wake-up for each would cost more
-/// than the packet. Network cards moderate their interrupts in the same way. A shard with little to do never sleeps so, and one with
-/// much to do has its batches anyway.
+/// When a shard sleeps a moment although something may be there: where packets come one by one, a wake-up for each costs more than the
+/// packet. Network cards moderate their interrupts in the same way. Where they come several at a time, with pauses between, a sleep would
+/// only be one more wake-up; a shard with little to do never sleeps so, and one with much to do has its batches anyway.
 #[derive(Default)]
 struct Pacer {
-    last_began: Duration,
+    /// The last round, or the sleep after it.
+    ended: Duration,
     window_began: Duration,
     busy: Duration,
+    rounds: u32,
+    /// Rounds of this window whose wait was not over at once.
+    waits: u32,
     is_on: bool,
 }
+
+/// A wait that takes less did not wait.
+const AT_ONCE: Duration = Duration::from_micros(3);
 
 impl Pacer {
     /// After a round: for how long to sleep, if at all.
     fn rest(&mut self, began: Duration, ended: Duration) -> Option<Duration> {
         let lasted = ended.saturating_sub(began);
         self.busy += lasted;
+        self.rounds += 1;
+        self.waits += u32::from(began.saturating_sub(self.ended) > AT_ONCE);
+        self.ended = ended;
         let window = ended.saturating_sub(self.window_began);
         if window >= WINDOW {
             // What is paced costs less: the two bounds differ, so that it is not turned on and off all the time.
-            let most = if self.is_on { 35 } else { 45 };
-            self.is_on = self.busy * 100 < window * most;
+            self.is_on = if self.is_on {
+                // A wait after a sleep says that the sleep was for nothing.
+                self.busy * 100 < window * 25 && self.waits * 4 < self.rounds
+            } else {
+                self.busy * 100 < window * 30 && PACE * self.waits > window * 2
+            };
             (self.window_began, self.busy) = (ended, Duration::ZERO);
+            (self.rounds, self.waits) = (0, 0);
         }
-        let is_trickle = began.saturating_sub(self.last_began) < 2 * PACE;
-        self.last_began = began;
-        (self.is_on && is_trickle && lasted < PACE).then(|| PACE.saturating_sub(lasted))
+        (self.is_on && lasted < PACE).then(|| PACE.saturating_sub(lasted))
+    }
+
+    /// The sleep is over.
+    fn wake(&mut self, now: Duration) {
+        self.ended = now;
     }
 }
 
@@ -503,26 +522,59 @@ mod tests {
         }
     }
 
-    /// Rounds that last and come so many microseconds one after the other; how much of the last ones was slept.
-    fn paced(pacer: &mut Pacer, start: u64, lasting: u64, apart: u64) -> usize {
-        let micros = Duration::from_micros;
-        let rounds = (0..1_000).map(|n| start + n * apart);
-        let rests = rounds.map(|at| pacer.rest(micros(at), micros(at + lasting)));
-        rests.skip(900).flatten().count()
+    /// Packets that come so many microseconds apart, each served in so many, for 20 ms: how many sleeps there were in the last 10 ms.
+    struct Trickle {
+        apart: u64,
+        serving: u64,
+        /// So many come together.
+        together: u64,
+    }
+
+    impl Trickle {
+        fn pass(&self, pacer: &mut Pacer, now: &mut u64) -> usize {
+            let micros = Duration::from_micros;
+            let (begin, mut came, mut served, mut sleeps) = (*now, 0, 0, 0);
+            while *now < begin + 20_000 {
+                if came <= served {
+                    *now = (*now).max(begin + (served + 1) * self.apart);
+                }
+                came = (*now - begin) / self.apart;
+                // A batch of several, or of those that came during a sleep.
+                let (round_began, waiting) = (*now, came - served);
+                *now += self.serving * waiting * self.together;
+                served = came;
+                if let Some(rest) = pacer.rest(micros(round_began), micros(*now)) {
+                    // A sleep ends a little late.
+                    *now += rest.as_micros() as u64 + 5;
+                    pacer.wake(micros(*now));
+                    sleeps += usize::from(*now > begin + 10_000);
+                }
+            }
+            sleeps
+        }
     }
 
     #[test]
     fn only_a_trickle_is_paced() {
-        let mut pacer = Pacer::default();
-        assert_eq!(paced(&mut pacer, 1_000_000, 7, 33), 100);
-        // It goes on when the trickle is paced, and costs less.
-        assert_eq!(paced(&mut pacer, 2_000_000, 13, 100), 100);
+        let (mut pacer, mut now) = (Pacer::default(), 1_000_000);
+        let mut sleeps = |apart, serving, together| {
+            let trickle = Trickle {
+                apart,
+                serving,
+                together,
+            };
+            trickle.pass(&mut pacer, &mut now)
+        };
+        assert!(sleeps(33, 5, 1) > 80);
         // A call or two: nobody waits.
-        assert_eq!(paced(&mut pacer, 3_000_000, 7, 5_000), 0);
+        assert_eq!(sleeps(5_000, 7, 1), 0);
+        assert!(sleeps(33, 5, 1) > 80);
+        // As many packets, ten at a time.
+        assert_eq!(sleeps(333, 3, 10), 0);
+        assert!(sleeps(33, 5, 1) > 80);
         // Half of what it can.
-        assert_eq!(paced(&mut pacer, 9_000_000, 50, 100), 0);
-        assert_eq!(paced(&mut pacer, 10_000_000, 30, 50), 0);
-        assert_eq!(paced(&mut pacer, 11_000_000, 7, 33), 100);
+        assert_eq!(sleeps(15, 7, 1), 0);
+        assert!(sleeps(33, 5, 1) > 80);
     }
 
     #[test]
