@@ -82,8 +82,8 @@ fn a_stream_costs_little_and_a_hostile_one_not_much_more() {
     let binding = Draft::new(BINDING, [7; 12]).0;
     let held = || HELD.load(Ordering::SeqCst);
     let all_gone = || net.until(|report| report.streams.open_tcp + report.streams.open_tls == 0);
-    // At least so many bytes are held for what a stream was sent: then nearly all of it has arrived. A little less than all: what is given
-    // back of the streams before may still be counted when these begin.
+    // At least so many bytes are held for what a stream was sent: then it has arrived. Less than all of it, because a shard gives back the
+    // channel of each report, which this thread took and does not count.
     let per_stream = |what: &str, least: isize, make: &dyn Fn() -> Box<dyn std::any::Any>| {
         // What the first ones bring up in the shard and in the libraries is not a stream's.
         drop((0..STREAMS).map(|_| make()).collect::<Vec<_>>());
@@ -115,7 +115,7 @@ fn a_stream_costs_little_and_a_hostile_one_not_much_more() {
         ask(&mut socket);
         Box::new(socket)
     });
-    let half = per_stream("TCP with half a frame", 1_800, &|| {
+    let half = per_stream("TCP with half a frame", 1_500, &|| {
         let mut socket = connect();
         ask(&mut socket);
         // The longest that a stranger may begin, and never end.
@@ -130,7 +130,7 @@ fn a_stream_costs_little_and_a_hostile_one_not_much_more() {
         ask(&mut stream);
         Box::new(stream)
     });
-    let hello = per_stream("TLS with half a hello", 14_500, &|| {
+    let hello = per_stream("TLS with half a hello", 14_000, &|| {
         let mut socket = connect();
         socket.write_all(&[22, 3, 1, 0x40, 0, 1, 0, 0x3F, 0xFC]).unwrap();
         socket.write_all(&[7; 15_000]).unwrap();

@@ -97,6 +97,8 @@ impl Net {
         let deadline = Instant::now() + PATIENCE;
         while !is_so(&self.shards().report()) {
             assert!(Instant::now() < deadline, "it was never so");
+            // Each report costs the shards a moment and a channel.
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 
