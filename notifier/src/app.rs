@@ -407,18 +407,24 @@ async fn load(
     let mut count = 0;
     let now = unix_ms() / 1000;
     while let Some(batch) = rows.recv().await {
-        let subscriptions: Vec<_> = batch?
-            .into_iter()
-            .filter(|subscription| subscription.expires_at() > now)
-            .map(|subscription| {
-                let mut record = Vec::with_capacity(320);
-                subscription.monitor_record(&mut record);
-                (subscription, Bytes::from(record))
-            })
-            .collect();
+        let (mut subscriptions, mut expired) = (Vec::new(), Vec::new());
+        for subscription in batch? {
+            if subscription.expires_at() <= now {
+                expired.push(subscription.device);
+                continue;
+            }
+            let mut record = Vec::with_capacity(320);
+            subscription.monitor_record(&mut record);
+            subscriptions.push((subscription, Bytes::from(record)));
+        }
         count += subscriptions.len() as u64;
         let (done, standing) = oneshot::channel();
-        if relay.send(Command::Load { subscriptions, done }).await.is_err() {
+        let batch = Command::Load {
+            subscriptions,
+            expired,
+            done,
+        };
+        if relay.send(batch).await.is_err() {
             break;
         }
         // An account must be in the index before its first notification comes.

@@ -6,7 +6,7 @@
 use quietline_lab::lab::{Lab, LabSettings};
 use quietline_lab::phone::{Phone, PushService, unix_seconds};
 use quietline_lab::sodium::random;
-use quietline_lab::trial::{DAY, PATIENCE, enroll, enrolled, figure, reach, receive, until_figure};
+use quietline_lab::trial::{DAY, PATIENCE, ask, enroll, enrolled, figure, reach, receive, until_figure, watched};
 use serde_json::Value;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -99,6 +99,34 @@ async fn what_waits_for_a_token_is_dropped_when_its_last_account_is_gone_and_not
     until_figure(&lab, "outbox_delivered_total", "service=\"apns\"", |count| count == 3.0).await;
     assert_eq!(figure(&lab, "outbox_dropped_total", "").await, 2.0);
 }
+
+/// Nobody takes it back, and no provider speaks of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_device_is_dropped_when_its_signature_runs_out() {
+    let (_folder, lab) = lab().await;
+    let kept = enrolled(&lab, PushService::Apns).await;
+    lab.apns.set_down(true);
+    let old = lab.phone(PushService::Apns);
+    let item = old.subscribe_item(unix_seconds() - SIGNATURE_LIFETIME + LEFT);
+    assert_eq!(ask(&lab, "/subscribe", &item).await.1["success"], true);
+    watched(&lab, &old).await;
+    for phone in [&old, &kept] {
+        lab.send(phone, 0, &random::<300>(), DAY);
+    }
+    until_figure(&lab, "outbox_entries", "", |entries| entries == 2.0).await;
+    until_figure(&lab, "outbox_dropped_total", "reason=\"unsubscribed\"", |count| {
+        count == 1.0
+    })
+    .await;
+    until_figure(&lab, "fanout_devices", "", |devices| devices == 1.0).await;
+    lab.apns.set_down(false);
+    until_figure(&lab, "outbox_delivered_total", "service=\"apns\"", |count| count == 1.0).await;
+    assert_eq!(figure(&lab, "outbox_entries", "").await, 0.0);
+}
+
+/// Seconds: 14 days, as everybody has it; and what is left of them for a machine that is busy.
+const SIGNATURE_LIFETIME: i64 = 14 * 24 * 3600;
+const LEFT: i64 = 25;
 
 async fn lab() -> (tempfile::TempDir, Lab) {
     let folder = tempfile::tempdir().unwrap();

@@ -139,12 +139,7 @@ impl Index {
 
     /// Everything the account's renewals are read from the store by.
     pub fn devices(&self, account: &AccountId) -> impl Iterator<Item = DeviceId> {
-        let account = *account;
-        self.chain(self.head_of(&account)).map(move |(_, slot)| DeviceId {
-            account,
-            service: slot.service,
-            token: DeviceToken::new(slot.view().token),
-        })
+        self.chain(self.head_of(account)).map(|(_, slot)| slot.device())
     }
 
     /// Looks at `places` places from `from` and gives the devices whose service and token are `wanted`; and where to go on, `None` at
@@ -162,11 +157,7 @@ impl Index {
                 let slot = at(&self.segments, Place::try_from(place).ok()?);
                 slot.record.as_ref()?;
                 let view = slot.view();
-                wanted(slot.service, view.token).then(|| DeviceId {
-                    account: AccountId::new(*slot.account()),
-                    service: slot.service,
-                    token: DeviceToken::new(view.token),
-                })
+                wanted(slot.service, view.token).then(|| slot.device())
             })
             .collect();
         (found, (to < end).then_some(to))
@@ -196,9 +187,9 @@ impl Index {
         self.devices == 0
     }
 
-    /// Looks at the next `places` places and removes the devices whose signature ran out at `now` (Unix seconds). Says whose, and
-    /// whether the account is gone. Called each minute with a hundredth of [`len`](Self::len) it goes round in under two hours.
-    pub fn expire(&mut self, now: i64, places: usize) -> Vec<(AccountId, Removed)> {
+    /// Looks at the next `places` places and removes the devices whose signature ran out at `now` (Unix seconds). Says which, and
+    /// whether the account is gone.
+    pub fn expire(&mut self, now: i64, places: usize) -> Vec<(DeviceId, Removed)> {
         let limit = seconds(now.saturating_sub(SIGNATURE_LIFETIME_SECONDS));
         let end = self.end();
         let mut removed = Vec::new();
@@ -208,8 +199,8 @@ impl Index {
             self.cursor += 1;
             let slot = self.slot(place);
             if slot.record.is_some() && slot.sig_ts <= limit {
-                let account = AccountId::new(*slot.account());
-                removed.push((account, self.unlink(place)));
+                let device = slot.device();
+                removed.push((device, self.unlink(place)));
             }
         }
         removed
@@ -401,6 +392,14 @@ impl Slot {
             token,
             enc_key,
             want_data: self.want_data,
+        }
+    }
+
+    fn device(&self) -> DeviceId {
+        DeviceId {
+            account: AccountId::new(*self.account()),
+            service: self.service,
+            token: DeviceToken::new(self.view().token),
         }
     }
 

@@ -69,6 +69,8 @@ pub enum Command {
     /// Stored subscriptions at the start, with the records of their renewal. Those that still stand come back.
     Load {
         subscriptions: Vec<(Subscription, Bytes)>,
+        /// Those whose signature ran out since the last run.
+        expired: Vec<DeviceId>,
         done: oneshot::Sender<Vec<(AccountId, Bytes)>>,
     },
     /// All stored subscriptions have come.
@@ -331,7 +333,12 @@ impl Relay {
                 self.released.keep(device.service, &device.token);
                 let _ = done.send(self.index.upsert(&subscription));
             }
-            Command::Load { subscriptions, done } => {
+            Command::Load {
+                subscriptions,
+                expired,
+                done,
+            } => {
+                expired.into_iter().for_each(|device| self.released.add(device));
                 let removed = self.removed_while_loading.get_or_insert_default();
                 let mut standing = Vec::with_capacity(subscriptions.len());
                 for (subscription, record) in subscriptions {
@@ -382,10 +389,11 @@ impl Relay {
         // What the channel has no room for is found again in the next round.
         let room = told.capacity();
         if room >= 2 * SWEEP {
-            for (account, removed) in self.index.expire(now_ms / 1000, SWEEP) {
+            for (device, removed) in self.index.expire(now_ms / 1000, SWEEP) {
                 if removed == Removed::LastDevice {
-                    drop(told.try_send(Told::AccountGone(Box::new(account))));
+                    drop(told.try_send(Told::AccountGone(Box::new(device.account))));
                 }
+                self.released.add(device);
             }
             for (device, provider_time_ms) in self.dead.find(&self.index, SWEEP) {
                 drop(told.try_send(Told::Dead {
@@ -511,6 +519,7 @@ fn unix_ms() -> i64 {
 mod tests {
     use super::*;
     use notifier_core::account::{MessageHash, Namespace, NamespaceSet, Service};
+    use notifier_core::subscription::SIGNATURE_LIFETIME_SECONDS;
 
     const ACCOUNT: AccountId = AccountId::new([5; 33]);
 
@@ -553,6 +562,7 @@ mod tests {
         let (done, mut standing) = oneshot::channel();
         relay.obey(Command::Load {
             subscriptions: vec![(subscription(), Bytes::new())],
+            expired: Vec::new(),
             done,
         });
         standing.try_recv().unwrap().len()
@@ -585,6 +595,46 @@ mod tests {
         });
         assert_eq!(load(&mut relay), 1);
         assert!(relay.index.contains(&ACCOUNT));
+    }
+
+    #[test]
+    fn what_waits_for_a_device_whose_signature_ran_out_is_withdrawn() {
+        let mut relay = relay();
+        relay.obey(Command::LoadEnded);
+        let mut old = subscription();
+        old.sig_ts -= SIGNATURE_LIFETIME_SECONDS;
+        relay.index.upsert(&old);
+        let (told, mut heard) = mpsc::channel(4 * SWEEP);
+        relay.sweep(&told);
+        assert!(matches!(heard.try_recv(), Ok(Told::AccountGone(account)) if *account == ACCOUNT));
+        assert_eq!(relay.withdrawn(), [target()]);
+        assert_eq!(relay.withdrawn(), []);
+    }
+
+    #[test]
+    fn what_waits_for_a_device_that_ran_out_between_two_runs_is_withdrawn_unless_it_came_back() {
+        let mut relay = relay();
+        for came_back in [false, true] {
+            let (done, _standing) = oneshot::channel();
+            relay.obey(Command::Load {
+                subscriptions: Vec::new(),
+                expired: vec![subscription().device],
+                done,
+            });
+            if came_back {
+                relay.index.upsert(&subscription());
+            }
+            relay.obey(Command::LoadEnded);
+            let expected = if came_back { vec![] } else { vec![target()] };
+            assert_eq!(relay.withdrawn(), expected);
+        }
+    }
+
+    fn target() -> Target {
+        Target {
+            service: Service::Firebase,
+            token: DeviceToken::new(*b"token"),
+        }
     }
 
     fn event(namespace: i16, expiry_ms: i64, hash: u8) -> MessageEvent {
@@ -629,11 +679,7 @@ mod tests {
         let mut group = subscription();
         group.device.account = AccountId::new([3; 33]);
         relay.index.upsert(&group);
-        let target = Target {
-            service: Service::Firebase,
-            token: DeviceToken::new(*b"token"),
-        };
-        relay.dead.add(target, Some(7));
+        relay.dead.add(target(), Some(7));
         let found = relay.dead.find(&relay.index, SWEEP);
         assert_eq!(found.len(), 2);
         assert!(found.iter().all(|(_, since)| *since == Some(7)));
