@@ -50,8 +50,8 @@ const OPEN_FILES: u64 = 65_536;
 const COMMANDS: usize = 4_096;
 /// Dead tokens and stopped lanes that may wait to be told.
 const EFFECTS: usize = 4_096;
-/// How often rows whose signature ran out are removed.
-const EXPIRED_ROWS_EVERY: Duration = Duration::from_secs(3600);
+/// When rows whose signature ran out are removed for the first time; from then on at the end of each day.
+const EXPIRED_ROWS_AFTER: Duration = Duration::from_secs(3600);
 
 /// How long a start waits for every account to be watched before it says that it runs.
 const WATCH_PATIENCE: Duration = Duration::from_secs(60);
@@ -256,7 +256,7 @@ pub async fn run(settings: Settings, settings_file: &Path) -> Result<(), StartEr
         ring,
     };
     let keeping_keys = tokio::spawn(keeper.keep());
-    let housekeeping = tokio::spawn(Arc::clone(&desk).keep_house(told_inbox, EXPIRED_ROWS_EVERY));
+    let housekeeping = tokio::spawn(Arc::clone(&desk).keep_house(told_inbox, EXPIRED_ROWS_AFTER));
     let effects_task = guard.spawn("effects", hear_effects(told_effects, dead));
 
     let web_push = settings.dispatch.webpush.as_ref().and_then(|section| {

@@ -244,10 +244,29 @@ impl Desk {
         }
     }
 
-    /// What the relay tells, and expired rows.
-    pub async fn keep_house(self: Arc<Self>, mut told: mpsc::Receiver<Told>, every: Duration) {
+    /// Whether it was done.
+    async fn remove_expired(&self, now: i64) -> bool {
+        match self.store.remove_expired(now).await {
+            Ok(count) => {
+                if count > 0 {
+                    metrics::counter!("store_expired_total").increment(count);
+                    tracing::info!(count, "expired subscriptions removed");
+                }
+                true
+            }
+            Err(fault) => {
+                metrics::counter!("store_failed_total", "reason" => fault.label()).increment(1);
+                false
+            }
+        }
+    }
+
+    /// What the relay tells, and expired rows: they go when their day is over.
+    pub async fn keep_house(self: Arc<Self>, mut told: mpsc::Receiver<Told>, first_after: Duration) {
         // Not at once: a clock that is wrong at the start is often mended soon after.
-        let mut rounds = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
+        let mut rounds = tokio::time::interval_at(tokio::time::Instant::now() + first_after, LOOK_AT_DAY);
+        rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut cleared_day = None;
         loop {
             tokio::select! {
                 told = told.recv() => match told {
@@ -255,18 +274,23 @@ impl Desk {
                     Some(Told::Dead { device, provider_time_ms }) => self.remove_dead(&device, provider_time_ms).await,
                     None => return,
                 },
-                _ = rounds.tick() => match self.store.remove_expired(unix_ms() / 1000).await {
-                    Ok(0) => {}
-                    Ok(count) => {
-                        metrics::counter!("store_expired_total").increment(count);
-                        tracing::info!(count, "expired subscriptions removed");
+                _ = rounds.tick() => {
+                    let now = unix_ms() / 1000;
+                    let today = Some(now.div_euclid(DAY_SECONDS));
+                    // All rows are looked at, so only when a further day has ended.
+                    if cleared_day != today && self.remove_expired(now).await {
+                        cleared_day = today;
                     }
-                    Err(fault) => metrics::counter!("store_failed_total", "reason" => fault.label()).increment(1),
-                },
+                }
             }
         }
     }
 }
+
+/// How soon after the end of a day its rows go.
+const LOOK_AT_DAY: Duration = Duration::from_secs(30);
+/// Rows have a day of expiry, in UTC.
+const DAY_SECONDS: i64 = 86_400;
 
 impl Subscriptions for Arc<Desk> {
     fn subscribe(&self, subscription: Subscription) -> impl Future<Output = Result<Stored, Unavailable>> + Send {
@@ -357,6 +381,7 @@ mod tests {
     use crate::store::{LookupKey, StoreSettings};
     use notifier_core::account::{DeviceToken, Namespace, NamespaceSet};
     use notifier_core::seal::Padding;
+    use notifier_core::subscription::SIGNATURE_LIFETIME_SECONDS;
     use quietline_shared::redact::Secret;
 
     const ACCOUNT: AccountId = AccountId::new([5; 33]);
@@ -407,6 +432,29 @@ mod tests {
         let trials = Trials::new(Padding::TwoClasses, Duration::ZERO);
         let desk = Desk::new(store, commands, watcher, Arc::default(), 100, trials);
         (folder, Arc::new(desk), told)
+    }
+
+    #[tokio::test]
+    async fn rows_whose_day_is_over_go_and_others_stay() {
+        let (_folder, desk, _told) = desk().await;
+        let mut old = subscription(b"old");
+        old.sig_ts -= SIGNATURE_LIFETIME_SECONDS + DAY_SECONDS;
+        for stored in [&old, &subscription(b"new")] {
+            assert_eq!(desk.store.put(stored).await, Ok(Put::New));
+        }
+        let (_teller, told) = mpsc::channel(1);
+        let housekeeping = tokio::spawn(Arc::clone(&desk).keep_house(told, Duration::from_millis(1)));
+        while desk.store.count().await != Ok(1) {
+            tokio::task::yield_now().await;
+        }
+        let left = desk
+            .store
+            .load(vec![subscription(b"new").device, old.device])
+            .await
+            .unwrap();
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].device.token, subscription(b"new").device.token);
+        housekeeping.abort();
     }
 
     #[tokio::test]
