@@ -3,6 +3,7 @@
 //! In: a settings file, signals, a listener. Out: checked settings, exit codes, log lines, metrics, readiness, a stop that drains.
 //! Never: prints data about a person or a key.
 
+pub mod access;
 pub mod audit;
 pub mod command;
 pub mod config;

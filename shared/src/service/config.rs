@@ -3,6 +3,7 @@
 //! In: a TOML file and one `Deserialize` type per section. Out: the sections, or all faults: which key, what is wrong,
 //! what is expected. Never: prints a value (somebody pastes a key where its file belongs), or stops at the first fault.
 
+use super::access::is_open_to_others;
 use crate::redact::Secret;
 use figment::error::{Actual, Kind};
 use figment::providers::{Format, Toml};
@@ -387,17 +388,6 @@ fn read_bounded(path: &Path, limit: usize) -> Result<Vec<u8>, FileFault> {
         return Err(FileFault::TooLarge { limit });
     }
     Ok(bytes)
-}
-
-#[cfg(unix)]
-fn is_open_to_others(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0)
-}
-
-#[cfg(not(unix))]
-fn is_open_to_others(_path: &Path) -> bool {
-    false
 }
 
 /// A path for a fault; blank if it looks as if somebody put a key where its file belongs.

@@ -4,16 +4,17 @@
 
 use super::{Key, KeyState};
 use crate::crypto::keyed_hash_32;
+use crate::service::access::{is_in_memory, is_open_to_others};
 use crate::service::config::read_key_32;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// `data`: a file that this key protects, if any.
 pub fn key(name: &'static str, purpose: &'static str, file: &Path, data: Option<&Path>) -> Key {
     let state = match (fs::metadata(file), fs::File::open(file)) {
         (Err(error), _) if error.kind() == std::io::ErrorKind::NotFound => KeyState::Missing,
-        (Ok(found), _) if found.permissions().mode() & 0o077 != 0 => KeyState::OpenToOthers,
+        (Ok(_), _) if is_open_to_others(file) => KeyState::OpenToOthers,
         (Ok(_), Ok(_)) => KeyState::OwnerOnly,
         _ => KeyState::Unreadable,
     };
@@ -39,8 +40,12 @@ pub fn random_key(name: &'static str, purpose: &'static str, file: &Path, data: 
     }
 }
 
-/// Whether two files lie on the same file system: who takes one takes the other.
+/// Whether two files lie on the same file system: who takes one takes the other. A key in memory was put there by somebody who has it
+/// elsewhere, which cannot be looked at.
 fn same_disk(one: &Path, other: &Path) -> Option<bool> {
+    if is_in_memory(one)? && !is_in_memory(other)? {
+        return None;
+    }
     let disk = |path: &Path| fs::metadata(path).ok().map(|found| found.dev());
     Some(disk(one)? == disk(other)?)
 }
@@ -48,6 +53,7 @@ fn same_disk(one: &Path, other: &Path) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     const KEY: &str = "34da8c748c213aaee9afb2e6cc4cf3898a9b64326fca6ea532db86adc85cb49c";
 
@@ -71,7 +77,8 @@ mod tests {
         let id = found.id.unwrap();
         assert!(id.len() == 8 && !KEY.contains(&id), "{id}");
         assert_eq!(key("a", "b", &file, None).id, None, "a password has no id");
-        // Another file system.
+        // Another file system; and one that goes with the machine.
         assert_eq!(same_disk(&file, Path::new("/proc/self/status")), Some(false));
+        assert_eq!(same_disk(Path::new("/dev/shm"), &file), None);
     }
 }
