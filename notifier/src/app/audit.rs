@@ -2,19 +2,24 @@
 //!
 //! In: settings, what the running process says. Out: an `Audit`. Never: takes the settings' word for what a file holds.
 
-use crate::keyring::{self, KeyId};
+mod opened;
+mod remains;
+
+use crate::keyring::{self, KeyId, Keyring};
 use crate::settings::Settings;
 use crate::sqlite::census::{self, Rows, Table};
 use crate::{dispatch, watcher};
 use notifier_core::account::Service;
 use notifier_core::seal::{Padding, Sealed};
 use notifier_core::subscription::Subscription;
+use opened::Kind;
 use quietline_shared::service::audit::live::Live;
 use quietline_shared::service::audit::process::Process;
 use quietline_shared::service::audit::{
     Adversary, Audit, Fact, Group, Holding, Key, Place, Protection, Scale, Who, files, sentences,
 };
 use quietline_shared::service::telemetry::Level;
+use remains::{FreePages, Remains};
 use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -35,6 +40,8 @@ pub struct View {
     direct: bool,
     nodes_per_swarm: usize,
     dedupe_window: Duration,
+    /// After which time a log of changes is emptied; the longer one of both files.
+    erase_after: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -141,6 +148,7 @@ impl View {
             direct: settings.http.direct,
             nodes_per_swarm: settings.watcher.nodes_per_swarm,
             dedupe_window: settings.fanout.window,
+            erase_after: settings.store.erase_after.max(settings.outbox.erase_after),
         }
     }
 }
@@ -148,7 +156,8 @@ impl View {
 /// Looks everything up. `live`: what the running process says, if one runs.
 pub async fn audit(view: &View, live: Option<&Live>, scale: Scale, now: i64) -> Audit {
     let process = live.and_then(|live| Some(Process::of(live.process_id()?, live.dumpable())));
-    let mut held = holdings_of_store(view).await;
+    let remains = remains_of(view).await;
+    let mut held = holdings_of_store(view, scale).await;
     held.extend(holdings_of_outbox(view).await);
     held.push(node_list(view));
     held.extend(in_memory(live));
@@ -172,8 +181,17 @@ pub async fn audit(view: &View, live: Option<&Live>, scale: Scale, now: i64) -> 
         adversaries: vec![],
     };
     audit.facts = facts(view, &audit, process.as_ref());
+    audit.facts.extend(erasure(view, &remains, live.is_some(), scale));
     audit.adversaries = adversaries(view, &audit, process.as_ref(), scale);
     audit
+}
+
+/// Of both databases: pages are read, a few of them again.
+async fn remains_of(view: &View) -> Vec<Remains> {
+    let files = [view.store.clone(), view.outbox.clone()];
+    let looked = tokio::task::spawn_blocking(move || files.iter().map(|file| remains::look(file)).collect());
+    // A panic has been reported where it happened.
+    looked.await.unwrap_or_default()
 }
 
 /// As rows name them, the newest first. The file is read anew: keys are exchanged while the notifier runs.
@@ -188,20 +206,71 @@ pub async fn audit_now(view: &View) -> Audit {
     audit(view, live.as_ref(), Scale::Exact, super::unix_ms() / 1000).await
 }
 
-async fn holdings_of_store(view: &View) -> Vec<Holding> {
+async fn holdings_of_store(view: &View, scale: Scale) -> Vec<Holding> {
     let readable = |row: &[u8]| Subscription::decode_row(row).is_ok();
-    let tables = census::take(&view.store, readable).await;
-    tables_as(tables.ok(), &view.store, |table| match table {
-        // What an earlier version wrote stands in a table of its own until it is sealed.
-        "subscription" | "plain_subscription" => Some((
-            SUBSCRIPTIONS,
-            "one for each device of each account: account id, push token, wakeup key, namespaces, the client's signature; beside it a keyed \
-             hash and the day it expires",
-            "until the client unsubscribes, the provider calls the token dead, or the signature is 14 days old"
-                .to_owned(),
-        )),
+    let mut tables = census::take(&view.store, readable).await.ok();
+    // Each row is opened for the operator alone: the page may be asked for at any time.
+    let opened = match (scale, ring(view)) {
+        (Scale::Exact, Some(ring)) => opened::count(&view.store, &ring).await.ok(),
         _ => None,
-    })
+    };
+    if opened.is_some() {
+        let known = tables.iter_mut().flatten().flatten();
+        known.for_each(|table| table.groups.retain(|_| table.name != "subscription"));
+    }
+    let mut held = tables_as(tables, &view.store, |table| match table {
+        "subscription" if opened.is_some() => Some((SUBSCRIPTIONS, WHAT_A_SUBSCRIPTION_IS, kept_subscription())),
+        // What an earlier version wrote stands in a table of its own until it is sealed.
+        "subscription" | "plain_subscription" => {
+            Some((SUBSCRIPTIONS, WHAT_A_SUBSCRIPTION_OR_MARK_IS, kept_subscription()))
+        }
+        _ => None,
+    });
+    for ((kind, key_id), count) in opened.unwrap_or_default() {
+        let group = Group {
+            protection: match (kind, KeyId::from_column(key_id)) {
+                (Kind::Plain, _) | (_, None) => Protection::Plain,
+                (_, Some(key)) => Protection::Sealed { key: key.to_string() },
+            },
+            count: Some(count),
+        };
+        let (what, of, kept) = match kind {
+            Kind::Subscription | Kind::Plain => (SUBSCRIPTIONS, WHAT_A_SUBSCRIPTION_IS, kept_subscription()),
+            Kind::BindingMark => (
+                "Marks of accounts that bind",
+                "a keyed hash of the account's key: its subscriptions need a binding; beside it the day it expires",
+                "until the day ends on which the last signature with a binding is 14 days old".to_owned(),
+            ),
+            Kind::Unopened => (
+                "Rows that do not open",
+                "unknown: sealed under a key that is not in the file, or damaged",
+                "until their day is over".to_owned(),
+            ),
+        };
+        match held.iter_mut().rfind(|holding| holding.what == what) {
+            Some(holding) => holding.groups.push(group),
+            None => held.push(Holding {
+                what,
+                of,
+                place: Place::Disk,
+                file: Some(view.store.clone()),
+                groups: vec![group],
+                kept,
+            }),
+        }
+    }
+    held
+}
+
+fn ring(view: &View) -> Option<Keyring> {
+    let file = view.keys.iter().find(|key| key.kind == KeyKind::Ring)?;
+    keyring::file::read(&file.path).ok()
+}
+
+fn kept_subscription() -> String {
+    "until the client unsubscribes, the provider calls the token dead, or the day (UTC) ends on which the signature is 14 days \
+     old"
+        .to_owned()
 }
 
 async fn holdings_of_outbox(view: &View) -> Vec<Holding> {
@@ -226,6 +295,11 @@ async fn holdings_of_outbox(view: &View) -> Vec<Holding> {
 }
 
 const SUBSCRIPTIONS: &str = "Subscriptions";
+const WHAT_A_SUBSCRIPTION_IS: &str = "one for each device of each account: account id, push token, wakeup key, namespaces, the client's \
+    signature; beside it a keyed hash and the day it expires";
+const WHAT_A_SUBSCRIPTION_OR_MARK_IS: &str = "one for each device of each account: account id, push token, wakeup key, namespaces, the \
+    client's signature; beside it a keyed hash and the day it expires. Counted with them: one with nothing but hash and day for each account \
+    that binds its subscriptions";
 const WAKEUPS: &str = "Wakeups on their way";
 const MARKS: &str = "Marks of messages";
 
@@ -389,16 +463,21 @@ fn facts(view: &View, audit: &Audit, process: Option<&Process>) -> Vec<Fact> {
             says: "a file cannot be read".to_owned(),
         },
     });
-    let beside: Vec<Option<bool>> = audit.keys.iter().map(|key| key.beside_data).collect();
+    let protecting = view.keys.iter().zip(&audit.keys);
+    let protecting = protecting.filter(|(file, _)| matches!(file.kind, KeyKind::Rows | KeyKind::Ring));
+    let beside: Vec<Option<bool>> = protecting.map(|(_, key)| key.beside_data).collect();
     let (good, says) = if beside.contains(&Some(true)) {
         (
             Some(false),
             "a key of the rows lies on the same disk as they do: one theft gets both",
         )
-    } else if beside.contains(&Some(false)) {
+    } else if beside.iter().all(|beside| *beside == Some(false)) && !beside.is_empty() {
         (Some(true), "they lie on different disks")
     } else {
-        (None, "cannot be told")
+        (
+            None,
+            "cannot be told: a key is not there, or was handed over in memory by something that has it elsewhere",
+        )
     };
     facts.push(Fact {
         what: "keys and rows",
@@ -417,6 +496,62 @@ fn facts(view: &View, audit: &Audit, process: Option<&Process>) -> Vec<Fact> {
     }
     facts
 }
+
+/// What is left on the disk of what was deleted.
+fn erasure(view: &View, remains: &[Remains], is_running: bool, scale: Scale) -> [Fact; 2] {
+    let free: Option<Vec<FreePages>> = remains.iter().map(|file| file.free).collect();
+    let free = free.filter(|free| !free.is_empty());
+    let exact = |numbers: String| match scale {
+        Scale::Exact => numbers,
+        Scale::Rounded => String::new(),
+    };
+    let (good, says) = match &free {
+        None => (None, "they cannot be looked at".to_owned()),
+        Some(free) => {
+            let sum = |count: fn(&FreePages) -> u64| free.iter().map(count).sum();
+            let (pages, holding): (u64, u64) = (sum(|free| free.pages), sum(|free| free.holding));
+            let words = match holding {
+                0 => "all are overwritten: nothing is left there of what was deleted",
+                _ => "some hold what was deleted",
+            };
+            let numbers = exact(format!(
+                " ({} pages, {} of them hold something)",
+                scale.count(pages),
+                scale.count(holding)
+            ));
+            (Some(holding == 0), format!("{words}{numbers}"))
+        }
+    };
+    let pages = Fact {
+        what: "free pages",
+        good,
+        says,
+    };
+    // It is emptied so long after the first write, and tried again at once where a reader was in the way.
+    let longest = view.erase_after + LOG_PATIENCE;
+    let bytes = remains.iter().map(|file| file.log_bytes).sum();
+    let is_overdue =
+        |file: &Remains| file.log_bytes > 0 && (!is_running || file.log_age.is_none_or(|age| age > longest));
+    let is_good = !remains.iter().any(is_overdue);
+    let words = match (is_good, is_running) {
+        (true, _) => format!(
+            "what was deleted is gone from them after {}",
+            humantime_serde::re::humantime::format_duration(view.erase_after)
+        ),
+        (false, true) => "one holds what was deleted for longer than it should".to_owned(),
+        (false, false) => "one holds what was deleted, and no process runs that empties it".to_owned(),
+    };
+    let numbers = exact(format!(" (now {} bytes)", scale.count(bytes)));
+    let logs = Fact {
+        what: "logs of changes",
+        good: (!remains.is_empty()).then_some(is_good),
+        says: format!("{words}{numbers}"),
+    };
+    [pages, logs]
+}
+
+/// For an emptying that a reader was in the way of.
+const LOG_PATIENCE: Duration = Duration::from_secs(10);
 
 fn adversaries(view: &View, audit: &Audit, process: Option<&Process>, scale: Scale) -> Vec<Adversary> {
     let told = |count: Option<u64>| count.map_or_else(|| "an unknown number of".to_owned(), |count| scale.count(count));
@@ -458,6 +593,19 @@ fn adversaries(view: &View, audit: &Audit, process: Option<&Process>, scale: Sca
         disk.push("the keys, which lie on the same disk: all of the next list as well".to_owned());
     }
     let rows = both(plain_rows, sealed_rows);
+    let is_erased = |what: &str| {
+        audit
+            .facts
+            .iter()
+            .any(|fact| fact.what == what && fact.good == Some(true))
+    };
+    let gone_not_yet = match is_erased("free pages") && is_erased("logs of changes") {
+        true => format!(
+            "what was deleted within the last {}, from the logs of changes; nothing older is in the files",
+            humantime_serde::re::humantime::format_duration(view.erase_after)
+        ),
+        false => "what was deleted and is still in free pages or in the logs of changes".to_owned(),
+    };
     let with_key = vec![
         format!("{} subscriptions: {WHAT_A_ROW_SAYS}", told(rows)),
         format!(
@@ -465,6 +613,8 @@ fn adversaries(view: &View, audit: &Audit, process: Option<&Process>, scale: Sca
             told(both(plain_wakeups, sealed_wakeups))
         ),
         "whether a given message woke somebody lately, by its mark".to_owned(),
+        gone_not_yet,
+        "rows deleted since the row key was last exchanged, where the file system has freed their blocks and not yet used them again".to_owned(),
         "what onion requests said that were recorded on their way to us: the onion key opens them".to_owned(),
         "how to pose as this server, to clients and to push services".to_owned(),
     ];

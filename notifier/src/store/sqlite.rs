@@ -9,7 +9,7 @@
 //! sealed under the old one is still on its way.
 
 mod plain;
-mod sealed;
+pub(crate) mod sealed;
 
 use super::{
     LOAD_BATCH, LookupKey, Name, Put, SCAN_BATCH, StoreError, StoreSettings, SubscriptionStore, day_of, expires_day,

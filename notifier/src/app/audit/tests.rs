@@ -46,6 +46,7 @@ impl Home {
             direct: false,
             nodes_per_swarm: 3,
             dedupe_window: Duration::from_secs(3_600),
+            erase_after: Duration::from_secs(30),
         }
     }
 
@@ -190,6 +191,39 @@ async fn what_an_earlier_version_left_and_a_sealed_node_list_are_told_apart() {
     fs::write(home.path("nodes.json"), "{}").unwrap();
     let found = audit(&home.view(), None, Scale::Exact, NOW).await;
     assert_eq!(nodes(&found).as_deref(), Some("public anyway"));
+}
+
+#[tokio::test]
+async fn what_deleted_rows_left_is_looked_for_in_the_files() {
+    let home = Home::new();
+    let mut file = home.subscriptions(&[(7, 300)]).await;
+    let erased = |audit: &Audit| ["free pages", "logs of changes"].map(|what| fact(audit, what).good);
+    let running = audit(&home.view(), Some(&live(0)), Scale::Rounded, NOW).await;
+    assert_eq!(erased(&running), [Some(true), Some(true)]);
+    assert!(told(&running, Who::DiskAndKey).0.contains("within the last 30s"));
+    // Nobody empties it.
+    let stopped = audit(&home.view(), None, Scale::Exact, NOW).await;
+    assert_eq!(erased(&stopped), [Some(true), Some(false)]);
+    let said = &fact(&stopped, "logs of changes").says;
+    assert!(said.contains("no process runs") && said.contains("bytes"), "{said}");
+    assert!(
+        told(&stopped, Who::DiskAndKey)
+            .0
+            .contains("still in free pages or in the logs")
+    );
+
+    // Not overwritten, as without secure_delete.
+    for sql in [
+        "PRAGMA secure_delete = OFF",
+        "DELETE FROM subscription",
+        "PRAGMA wal_checkpoint(TRUNCATE)",
+    ] {
+        sqlx::raw_sql(sql).execute(&mut file).await.unwrap();
+    }
+    let found = audit(&home.view(), Some(&live(0)), Scale::Exact, NOW).await;
+    assert_eq!(erased(&found), [Some(false), Some(true)]);
+    let public = audit(&home.view(), Some(&live(0)), Scale::Rounded, NOW).await;
+    assert_eq!(fact(&public, "free pages").says, "some hold what was deleted");
 }
 
 #[tokio::test]
