@@ -187,6 +187,7 @@ dd{margin:0}
 table{border-collapse:collapse;width:100%}
 caption{text-align:left;color:var(--soft);padding-bottom:.4rem}
 th,td{text-align:left;vertical-align:top;padding:.45rem .75rem .45rem 0;border-bottom:1px solid var(--line);overflow-wrap:break-word}
+td:last-child{overflow-wrap:anywhere}
 th{font-weight:600}
 small,.soft{color:var(--soft);font-size:.9rem}
 .good{color:var(--good);font-weight:600}
