@@ -3,11 +3,12 @@
 //! In: a path. Out: one writing connection, a few reading ones, faults with a name. Never: knows what the rows mean.
 //!
 //! Durable when a commit returns (WAL, synchronous=FULL), nothing left of what was deleted (secure_delete, a WAL that is
-//! emptied `erase_after` the first write into it), one process at a time, readable by its owner only.
+//! overwritten and emptied `erase_after` the first write into it), one process at a time, readable by its owner only.
 
 pub mod census;
 mod copier;
 pub mod keys;
+mod log;
 
 use crate::keyring::NoRandomness;
 use copier::Copier;
@@ -24,6 +25,7 @@ use tokio::time::Instant;
 /// A file that this process alone uses, for as long as this value lives.
 #[derive(Debug)]
 pub struct SqliteFile {
+    path: PathBuf,
     options: SqliteConnectOptions,
     erase_after: Duration,
     _lock: File,
@@ -70,6 +72,7 @@ impl SqliteFile {
             .row_buffer_size(1_024)
             .disable_statement_logging();
         Ok(Self {
+            path: path.to_owned(),
             options,
             erase_after,
             _lock: lock,
@@ -84,6 +87,7 @@ impl SqliteFile {
         migrator.run(&mut connection).await?;
         Ok(Writer {
             connection,
+            path: self.path.clone(),
             erase_after: self.erase_after,
             truncate_at: None,
             copier: None,
@@ -103,6 +107,7 @@ impl SqliteFile {
 #[derive(Debug)]
 pub struct Writer {
     pub connection: SqliteConnection,
+    path: PathBuf,
     erase_after: Duration,
     truncate_at: Option<Instant>,
     /// Who moves the WAL into the file meanwhile, if anybody does.
@@ -150,16 +155,25 @@ impl Writer {
         self.copier.as_ref().is_some_and(Copier::is_running)
     }
 
-    /// Moves the WAL into the file and empties it. Harmless to fail, as it does beside a reader: it is due again a moment later.
+    /// Moves the WAL into the file, overwrites and empties it. Harmless to fail, as it does beside a reader: it is due again a moment later.
     pub async fn truncate(&mut self) {
-        let emptied: Result<(i64, i64, i64), _> = sqlx::query_as("PRAGMA wal_checkpoint(TRUNCATE)")
-            .fetch_one(&mut self.connection)
-            .await;
-        // The first number says whether somebody was in the way; that is no error.
-        self.truncate_at = match emptied {
-            Ok((0, _, _)) => None,
-            Ok(_) | Err(_) => Some(Instant::now() + TRUNCATE_AGAIN),
-        };
+        // Once everybody reads the file alone, nobody needs what is in the WAL: only this connection writes, and to a copier nothing is left.
+        let mut is_empty = self.checkpoint("PRAGMA wal_checkpoint(RESTART)").await;
+        if is_empty {
+            let path = self.path.clone();
+            let overwritten = tokio::task::spawn_blocking(move || log::overwrite(&path)).await;
+            if !matches!(overwritten, Ok(Ok(()))) {
+                metrics::counter!("sqlite_logs_not_overwritten_total").increment(1);
+            }
+            is_empty = self.checkpoint("PRAGMA wal_checkpoint(TRUNCATE)").await;
+        }
+        self.truncate_at = (!is_empty).then(|| Instant::now() + TRUNCATE_AGAIN);
+    }
+
+    /// Whether all of it was done. Somebody may have been in the way; that is no error.
+    async fn checkpoint(&mut self, how: &'static str) -> bool {
+        let done: Result<(i64, i64, i64), _> = sqlx::query_as(how).fetch_one(&mut self.connection).await;
+        matches!(done, Ok((0, _, _)))
     }
 
     /// Writes the whole file anew, without anything that was free in it.

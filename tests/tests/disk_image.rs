@@ -13,6 +13,8 @@ use quietline_lab::trial::{DAY, PATIENCE, receive, until_figure, watched};
 use quietline_lab::turn::client::Who;
 use quietline_lab::turn::server::{Site, Transport};
 use serde_json::{Map, Value, json};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
@@ -60,6 +62,8 @@ async fn the_disk_of_a_busy_system_holds_nothing_of_anybody() {
         marked.message(number, &lab.send(phone, 0, text(&people[number]).as_bytes(), DAY));
     }
     until_figure(&lab, "outbox_entries", "", |entries| entries == PHONES as f64).await;
+    let mut gone = rows(&disk, "subscriptions.db", "SELECT row FROM subscription").await;
+    gone.extend(rows(&disk, "outbox.db", "SELECT row FROM entry").await);
     lab.notifier().kill().await.unwrap();
     let killed = disk.image("killed");
 
@@ -71,6 +75,8 @@ async fn the_disk_of_a_busy_system_holds_nothing_of_anybody() {
         .output()
         .unwrap();
     assert!(rotated.status.success(), "{}", String::from_utf8_lossy(&rotated.stderr));
+    // Everything is under the new one now.
+    gone.extend(rows(&disk, "subscriptions.db", "SELECT row FROM subscription").await);
     lab.set_providers_down(false);
     let (leaving, staying) = phones.split_at(PHONES / 2);
     for phone in leaving {
@@ -88,12 +94,17 @@ async fn the_disk_of_a_busy_system_holds_nothing_of_anybody() {
         taken.join().unwrap()
     });
     scrape(&lab, &disk.folder("scrapes"), "after").await;
+    for row in rows(&disk, "subscriptions.db", "SELECT row FROM subscription").await {
+        gone.remove(&row);
+    }
     lab.stop_notifier(PATIENCE).await.unwrap();
     calls.await.unwrap();
     for (number, caller) in callers.iter().enumerate() {
         marked.caller(number, caller);
     }
-    let mut files = vec![killed, busy, disk.image("stopped")];
+    let stopped = disk.image("stopped");
+    what_was_deleted_is_gone_from_the_disk_though_it_was_sealed(&disk, &gone, &killed, &stopped);
+    let mut files = vec![killed, busy, stopped];
     for name in ["subscriptions.db", "outbox.db"] {
         let dump = disk.outside(&format!("{name}.sql"));
         let database = disk.folder("notifier").join(name);
@@ -114,6 +125,28 @@ async fn the_disk_of_a_busy_system_holds_nothing_of_anybody() {
 
     the_same_search_finds_each_value_where_it_is(&disk, &values, &marked);
     a_leak_in_each_form_is_found_though_its_file_is_gone(&disk, &values, &marked);
+}
+
+/// Whoever has the key could open it: rows of who left, wakeups that were delivered, all rows as they were under the old key.
+fn what_was_deleted_is_gone_from_the_disk_though_it_was_sealed(
+    disk: &Disk,
+    gone: &BTreeSet<Vec<u8>>,
+    before: &Path,
+    after: &Path,
+) {
+    assert!(gone.len() >= 2 * PHONES + PHONES / 2, "{}", gone.len());
+    let named = gone.iter().enumerate();
+    let values = named.map(|(number, row)| (format!("row {number}"), hex::encode(row).into()));
+    let file = disk.outside("gone.json");
+    fs::write(&file, Value::Object(values.collect()).to_string()).unwrap();
+    let there = hits(&search(&file, &[before.to_owned()]), "value");
+    assert!(
+        there.len() >= 2 * PHONES,
+        "the search finds what is there: {}",
+        there.len()
+    );
+    let left = hits(&search(&file, &[after.to_owned()]), "value");
+    assert_eq!(left, BTreeSet::new());
 }
 
 /// What was said to the servers, word for word.
@@ -267,6 +300,16 @@ fn calls_of(disk: &Path, callers: &[Value]) {
     }
     open.truncate(callers.len() / 2);
     site.stop(PATIENCE).unwrap();
+}
+
+/// Sealed, as they are in the file now.
+async fn rows(disk: &Disk, database: &str, query: &'static str) -> BTreeSet<Vec<u8>> {
+    let path = disk.folder("notifier").join(database);
+    let options = SqliteConnectOptions::new().filename(path).read_only(true);
+    let mut file = options.connect().await.unwrap();
+    let rows: Vec<(Vec<u8>,)> = sqlx::query_as(query).fetch_all(&mut file).await.unwrap();
+    file.close().await.unwrap();
+    rows.into_iter().map(|(row,)| row).collect()
 }
 
 // ---- What is searched for

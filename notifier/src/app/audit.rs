@@ -614,7 +614,7 @@ fn adversaries(view: &View, audit: &Audit, process: Option<&Process>, scale: Sca
         ),
         "whether a given message woke somebody lately, by its mark".to_owned(),
         gone_not_yet,
-        "rows deleted since the row key was last exchanged, where the file system has freed their blocks and not yet used them again".to_owned(),
+"rows deleted since the row key was last exchanged, where the disk keeps copies of what is written over, as flash may".to_owned(),
         "what onion requests said that were recorded on their way to us: the onion key opens them".to_owned(),
         "how to pose as this server, to clients and to push services".to_owned(),
     ];
