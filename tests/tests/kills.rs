@@ -45,10 +45,14 @@ async fn kills_lose_nothing_that_was_accepted_and_repeat_only_what_was_in_flight
     let seed = number_from("SEED").unwrap_or_else(|| u64::from_le_bytes(quietline_lab::sodium::random()));
     say(format_args!("{kills} kills, SEED={seed}"));
     let folder = tempfile::tempdir().unwrap();
+    // The logs are overwritten and emptied all the while, so that kills come in the middle of that too.
+    let settings = LabSettings::in_folder(folder.path().join("lab"))
+        .with("store.erase_after", "100ms")
+        .with("outbox.erase_after", "100ms");
     let lab = Lab::surround(LabSettings {
         swarms: 4,
         nodes_per_swarm: 3,
-        ..LabSettings::in_folder(folder.path().join("lab"))
+        ..settings
     })
     .unwrap();
     let mut notifier = Notifier::spawn(
