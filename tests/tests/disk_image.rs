@@ -89,11 +89,13 @@ async fn the_disk_of_a_busy_system_holds_nothing_of_anybody() {
                 let number = number + leaving.len();
                 marked.message(number, &lab.send(phone, 0, text(&people[number]).as_bytes(), DAY));
             }
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            std::thread::sleep(std::time::Duration::from_millis(25));
         }
         taken.join().unwrap()
     });
     scrape(&lab, &disk.folder("scrapes"), "after").await;
+    // What still waited would rightly be in the file.
+    until_figure(&lab, "outbox_entries", "", |entries| entries == 0.0).await;
     for row in rows(&disk, "subscriptions.db", "SELECT row FROM subscription").await {
         gone.remove(&row);
     }
