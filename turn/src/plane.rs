@@ -270,6 +270,11 @@ impl Plane {
         self.server.counters()
     }
 
+    /// Packets relayed since the start.
+    pub fn relayed(&self) -> u64 {
+        self.server.relayed()
+    }
+
     /// Waits until a round of events begins, and reads the clocks once for all of it.
     pub fn wait(&mut self, events: &mut Events) -> std::io::Result<()> {
         self.sockets.wait(events)?;

@@ -295,7 +295,7 @@ fn run(
     streams.begin(&mut plane)?;
     let mut events = Events::new(EVENTS);
     sys::sleep_exactly();
-    let mut pacer = Pacer::default();
+    let (mut pacer, mut relayed) = (Pacer::default(), 0);
     loop {
         plane.wait(&mut events)?;
         for number in 0..plane.listeners() {
@@ -328,7 +328,8 @@ fn run(
         }
         streams.flush(&mut plane);
         plane.flush();
-        if let Some(rest) = pacer.rest(plane.now().steady, plane.elapsed()) {
+        let before = std::mem::replace(&mut relayed, plane.relayed());
+        if let Some(rest) = pacer.rest(plane.now().steady, plane.elapsed(), relayed > before) {
             thread::sleep(rest);
             pacer.wake(plane.elapsed());
         }
@@ -354,12 +355,13 @@ struct Pacer {
 const AT_ONCE: Duration = Duration::from_micros(3);
 
 impl Pacer {
-    /// After a round: for how long to sleep, if at all.
-    fn rest(&mut self, began: Duration, ended: Duration) -> Option<Duration> {
+    /// After a round, which has relayed packets or only answered requests: for how long to sleep, if at all. Who asks again as soon as it is
+    /// answered would wait for each answer.
+    fn rest(&mut self, began: Duration, ended: Duration, has_relayed: bool) -> Option<Duration> {
         let lasted = ended.saturating_sub(began);
         self.busy += lasted;
         self.rounds += 1;
-        self.waits += u32::from(began.saturating_sub(self.ended) > AT_ONCE);
+        self.waits += u32::from(has_relayed && began.saturating_sub(self.ended) > AT_ONCE);
         self.ended = ended;
         let window = ended.saturating_sub(self.window_began);
         if window >= WINDOW {
@@ -373,7 +375,7 @@ impl Pacer {
             (self.window_began, self.busy) = (ended, Duration::ZERO);
             (self.rounds, self.waits) = (0, 0);
         }
-        (self.is_on && lasted < PACE).then(|| PACE.saturating_sub(lasted))
+        (self.is_on && has_relayed && lasted < PACE).then(|| PACE.saturating_sub(lasted))
     }
 
     /// The sleep is over.
@@ -528,6 +530,8 @@ mod tests {
         serving: u64,
         /// So many come together.
         together: u64,
+        /// And are packets, not requests.
+        has_relayed: bool,
     }
 
     impl Trickle {
@@ -543,7 +547,7 @@ mod tests {
                 let (round_began, waiting) = (*now, came - served);
                 *now += self.serving * waiting * self.together;
                 served = came;
-                if let Some(rest) = pacer.rest(micros(round_began), micros(*now)) {
+                if let Some(rest) = pacer.rest(micros(round_began), micros(*now), self.has_relayed) {
                     // A sleep ends a little late.
                     *now += rest.as_micros() as u64 + 5;
                     pacer.wake(micros(*now));
@@ -557,14 +561,18 @@ mod tests {
     #[test]
     fn only_a_trickle_is_paced() {
         let (mut pacer, mut now) = (Pacer::default(), 1_000_000);
-        let mut sleeps = |apart, serving, together| {
+        let mut pass = |apart, serving, together, has_relayed| {
             let trickle = Trickle {
                 apart,
                 serving,
                 together,
+                has_relayed,
             };
             trickle.pass(&mut pacer, &mut now)
         };
+        // Requests, one after the other.
+        assert_eq!(pass(33, 5, 1, false), 0);
+        let mut sleeps = |apart, serving, together| pass(apart, serving, together, true);
         assert!(sleeps(33, 5, 1) > 80);
         // A call or two: nobody waits.
         assert_eq!(sleeps(5_000, 7, 1), 0);
