@@ -12,6 +12,7 @@ use quietline_lab::phone::{Phone, PushService, unix_seconds};
 use quietline_lab::trial::{DAY, PATIENCE, receive, until_figure, watched};
 use quietline_lab::turn::client::Who;
 use quietline_lab::turn::server::{Site, Transport};
+use quietline_lab::turn::stun::{Builder, kind};
 use serde_json::{Map, Value, json};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
@@ -21,12 +22,14 @@ use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const PHONES: usize = 24;
 const CALLERS: usize = 6;
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_disk_of_a_busy_system_holds_nothing_of_anybody() {
@@ -89,7 +92,7 @@ async fn the_disk_of_a_busy_system_holds_nothing_of_anybody() {
                 let number = number + leaving.len();
                 marked.message(number, &lab.send(phone, 0, text(&people[number]).as_bytes(), DAY));
             }
-            std::thread::sleep(std::time::Duration::from_millis(25));
+            std::thread::sleep(Duration::from_millis(25));
         }
         taken.join().unwrap()
     });
@@ -286,6 +289,14 @@ fn calls_of(disk: &Path, callers: &[Value]) {
         site.world.ip(&format!("addr add {address}/128 dev lo nodad"));
         let who = Who::new(field(caller, "name"), field(caller, "password"));
         let mut client = site.client_at(address, Transport::ALL[open.len() % 3], who);
+        // A fresh IPv6 address takes nothing until the network is asked whether somebody else has it.
+        let deadline = Instant::now() + PATIENCE;
+        while client
+            .ask_within(&Builder::new(kind::BINDING).build(), LOOK_EVERY)
+            .is_none()
+        {
+            assert!(Instant::now() < deadline, "the relay answers");
+        }
         let relayed = client.allocate_v6();
         let peer = site.peer_at(address);
         let place = peer.local_addr().unwrap();
