@@ -69,10 +69,6 @@ impl Clock {
         }
     }
 
-    fn elapsed(&self) -> Duration {
-        self.start.elapsed()
-    }
-
     fn read(&mut self) -> Now {
         let steady = self.start.elapsed();
         if steady.saturating_sub(self.looked_at) > Duration::from_millis(250) {
@@ -270,21 +266,11 @@ impl Plane {
         self.server.counters()
     }
 
-    /// Packets relayed since the start.
-    pub fn relayed(&self) -> u64 {
-        self.server.relayed()
-    }
-
     /// Waits until a round of events begins, and reads the clocks once for all of it.
     pub fn wait(&mut self, events: &mut Events) -> std::io::Result<()> {
         self.sockets.wait(events)?;
         self.now = self.clock.read();
         Ok(())
-    }
-
-    /// Steady time at this very moment.
-    pub fn elapsed(&self) -> Duration {
-        self.clock.elapsed()
     }
 
     /// How many listeners there are.

@@ -273,10 +273,6 @@ impl Drop for Shards {
 const ORDERS: usize = 16;
 /// How long a report waits for a shard.
 pub const PATIENCE: Duration = Duration::from_secs(1);
-/// Rounds begin at least so far apart while packets trickle.
-const PACE: Duration = Duration::from_micros(100);
-/// How long it is watched how busy a shard is.
-const WINDOW: Duration = Duration::from_millis(4);
 const TICK: Duration = Duration::from_millis(250);
 /// Events of one round, at most.
 const EVENTS: usize = 512;
@@ -294,8 +290,6 @@ fn run(
     let mut plane = Plane::new(parts);
     streams.begin(&mut plane)?;
     let mut events = Events::new(EVENTS);
-    sys::sleep_exactly();
-    let (mut pacer, mut relayed) = (Pacer::default(), 0);
     loop {
         plane.wait(&mut events)?;
         for number in 0..plane.listeners() {
@@ -328,59 +322,6 @@ fn run(
         }
         streams.flush(&mut plane);
         plane.flush();
-        let before = std::mem::replace(&mut relayed, plane.relayed());
-        if let Some(rest) = pacer.rest(plane.now().steady, plane.elapsed(), relayed > before) {
-            thread::sleep(rest);
-            pacer.wake(plane.elapsed());
-        }
-    }
-}
-
-/// When a shard sleeps a moment although something may be there: where packets come one by one, a wake-up for each costs more than the
-/// packet. Network cards moderate their interrupts in the same way. Where they come several at a time, with pauses between, a sleep would
-/// only be one more wake-up; a shard with little to do never sleeps so, and one with much to do has its batches anyway.
-#[derive(Default)]
-struct Pacer {
-    /// The last round, or the sleep after it.
-    ended: Duration,
-    window_began: Duration,
-    busy: Duration,
-    rounds: u32,
-    /// Rounds of this window whose wait was not over at once.
-    waits: u32,
-    is_on: bool,
-}
-
-/// A wait that takes less did not wait.
-const AT_ONCE: Duration = Duration::from_micros(3);
-
-impl Pacer {
-    /// After a round, which has relayed packets or only answered requests: for how long to sleep, if at all. Who asks again as soon as it is
-    /// answered would wait for each answer.
-    fn rest(&mut self, began: Duration, ended: Duration, has_relayed: bool) -> Option<Duration> {
-        let lasted = ended.saturating_sub(began);
-        self.busy += lasted;
-        self.rounds += 1;
-        self.waits += u32::from(has_relayed && began.saturating_sub(self.ended) > AT_ONCE);
-        self.ended = ended;
-        let window = ended.saturating_sub(self.window_began);
-        if window >= WINDOW {
-            // What is paced costs less: the two bounds differ, so that it is not turned on and off all the time.
-            self.is_on = if self.is_on {
-                // A wait after a sleep says that the sleep was for nothing.
-                self.busy * 100 < window * 25 && self.waits * 4 < self.rounds
-            } else {
-                self.busy * 100 < window * 30 && PACE * self.waits > window * 2
-            };
-            (self.window_began, self.busy) = (ended, Duration::ZERO);
-            (self.rounds, self.waits) = (0, 0);
-        }
-        (self.is_on && has_relayed && lasted < PACE).then(|| PACE.saturating_sub(lasted))
-    }
-
-    /// The sleep is over.
-    fn wake(&mut self, now: Duration) {
-        self.ended = now;
     }
 }
 
@@ -522,67 +463,6 @@ mod tests {
             streams: StreamSettings::default(),
             tls: None,
         }
-    }
-
-    /// Packets that come so many microseconds apart, each served in so many, for 20 ms: how many sleeps there were in the last 10 ms.
-    struct Trickle {
-        apart: u64,
-        serving: u64,
-        /// So many come together.
-        together: u64,
-        /// And are packets, not requests.
-        has_relayed: bool,
-    }
-
-    impl Trickle {
-        fn pass(&self, pacer: &mut Pacer, now: &mut u64) -> usize {
-            let micros = Duration::from_micros;
-            let (begin, mut came, mut served, mut sleeps) = (*now, 0, 0, 0);
-            while *now < begin + 20_000 {
-                if came <= served {
-                    *now = (*now).max(begin + (served + 1) * self.apart);
-                }
-                came = (*now - begin) / self.apart;
-                // A batch of several, or of those that came during a sleep.
-                let (round_began, waiting) = (*now, came - served);
-                *now += self.serving * waiting * self.together;
-                served = came;
-                if let Some(rest) = pacer.rest(micros(round_began), micros(*now), self.has_relayed) {
-                    // A sleep ends a little late.
-                    *now += rest.as_micros() as u64 + 5;
-                    pacer.wake(micros(*now));
-                    sleeps += usize::from(*now > begin + 10_000);
-                }
-            }
-            sleeps
-        }
-    }
-
-    #[test]
-    fn only_a_trickle_is_paced() {
-        let (mut pacer, mut now) = (Pacer::default(), 1_000_000);
-        let mut pass = |apart, serving, together, has_relayed| {
-            let trickle = Trickle {
-                apart,
-                serving,
-                together,
-                has_relayed,
-            };
-            trickle.pass(&mut pacer, &mut now)
-        };
-        // Requests, one after the other.
-        assert_eq!(pass(33, 5, 1, false), 0);
-        let mut sleeps = |apart, serving, together| pass(apart, serving, together, true);
-        assert!(sleeps(33, 5, 1) > 80);
-        // A call or two: nobody waits.
-        assert_eq!(sleeps(5_000, 7, 1), 0);
-        assert!(sleeps(33, 5, 1) > 80);
-        // As many packets, ten at a time.
-        assert_eq!(sleeps(333, 3, 10), 0);
-        assert!(sleeps(33, 5, 1) > 80);
-        // Half of what it can.
-        assert_eq!(sleeps(15, 7, 1), 0);
-        assert!(sleeps(33, 5, 1) > 80);
     }
 
     #[test]

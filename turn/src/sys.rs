@@ -77,12 +77,6 @@ pub fn overflowed(socket: BorrowedFd<'_>) -> u32 {
     }
 }
 
-/// Lets this thread's sleeps end when they should, instead of up to 50 us later.
-pub fn sleep_exactly() {
-    // SAFETY: no pointers.
-    let _ = unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1, 0, 0, 0) };
-}
-
 /// Makes room in the table of descriptors at once: where threads share it, each doubling waits for all of them.
 pub fn reserve_descriptors(fd: BorrowedFd<'_>, most: u64) {
     let highest = c_int::try_from(most.saturating_sub(1)).unwrap_or(c_int::MAX);

@@ -269,12 +269,6 @@ impl Server {
         }
     }
 
-    /// Packets relayed since the start, in all directions.
-    pub const fn relayed(&self) -> u64 {
-        let forwarding = &self.forwarding;
-        forwarding.to_peers.packets + forwarding.to_clients.packets + forwarding.within.packets
-    }
-
     pub fn counters(&self) -> Counters {
         Counters {
             to_peers: self.forwarding.to_peers,
