@@ -223,7 +223,8 @@ fn expires_day(subscription: &Subscription) -> i64 {
     day_of(subscription.expires_at())
 }
 
-fn day_of(unix_seconds: i64) -> i64 {
+/// Days since 1970-01-01 UTC.
+pub fn day_of(unix_seconds: i64) -> i64 {
     unix_seconds.div_euclid(86_400)
 }
 

@@ -9,7 +9,7 @@ use super::relay::{Command, Told};
 use super::trial::Trials;
 use super::unix_ms;
 use crate::http::{Stored, Subscriptions, Tested, Unavailable};
-use crate::store::{Put, SubscriptionStore};
+use crate::store::{Put, SubscriptionStore, day_of};
 use crate::watcher::{self, RecordSource, RecordsUnavailable};
 use bytes::Bytes;
 use notifier_core::account::{AccountId, Service};
@@ -276,7 +276,7 @@ impl Desk {
                 },
                 _ = rounds.tick() => {
                     let now = unix_ms() / 1000;
-                    let today = Some(now.div_euclid(DAY_SECONDS));
+                    let today = Some(day_of(now));
                     // All rows are looked at, so only when a further day has ended.
                     if cleared_day != today && self.remove_expired(now).await {
                         cleared_day = today;
@@ -289,8 +289,6 @@ impl Desk {
 
 /// How soon after the end of a day its rows go.
 const LOOK_AT_DAY: Duration = Duration::from_secs(30);
-/// Rows have a day of expiry, in UTC.
-const DAY_SECONDS: i64 = 86_400;
 
 impl Subscriptions for Arc<Desk> {
     fn subscribe(&self, subscription: Subscription) -> impl Future<Output = Result<Stored, Unavailable>> + Send {
@@ -438,7 +436,7 @@ mod tests {
     async fn rows_whose_day_is_over_go_and_others_stay() {
         let (_folder, desk, _told) = desk().await;
         let mut old = subscription(b"old");
-        old.sig_ts -= SIGNATURE_LIFETIME_SECONDS + DAY_SECONDS;
+        old.sig_ts -= SIGNATURE_LIFETIME_SECONDS + 86_400;
         for stored in [&old, &subscription(b"new")] {
             assert_eq!(desk.store.put(stored).await, Ok(Put::New));
         }

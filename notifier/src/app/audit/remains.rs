@@ -6,6 +6,7 @@
 //! The layout of the file: https://www.sqlite.org/fileformat2.html. A page that was freed with `secure_delete` is of zeros, or it is a trunk
 //! of the list of free pages and has nothing but numbers of pages.
 
+use crate::sqlite::with_suffix;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
@@ -35,7 +36,7 @@ pub struct FreePages {
 
 /// Blocks. A file that is not there has nothing.
 pub fn look(path: &Path) -> Remains {
-    let log = fs::metadata(log_of(path)).ok().filter(|log| log.len() > 0);
+    let log = fs::metadata(with_suffix(path, "-wal")).ok().filter(|log| log.len() > 0);
     let log_age = log.as_ref().and_then(|log| {
         let written = log.modified().ok()?;
         Some(SystemTime::now().duration_since(written).unwrap_or_default())
@@ -130,12 +131,6 @@ fn count(file: &File) -> io::Result<FreePages> {
     Ok(found)
 }
 
-fn log_of(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push("-wal");
-    name.into()
-}
-
 const MAGIC: &[u8] = b"SQLite format 3\0";
 const HEAD: usize = 100;
 /// A checkpoint writes for some milliseconds.
@@ -219,13 +214,13 @@ mod tests {
         };
         assert_eq!(look(&path), nothing);
         fs::write(&path, "").unwrap();
-        fs::write(log_of(&path), "").unwrap();
+        fs::write(with_suffix(&path, "-wal"), "").unwrap();
         assert_eq!(look(&path), nothing);
         let hour_ago = SystemTime::now() - Duration::from_secs(3_600);
-        fs::write(log_of(&path), [0; 4_128]).unwrap();
+        fs::write(with_suffix(&path, "-wal"), [0; 4_128]).unwrap();
         File::options()
             .write(true)
-            .open(log_of(&path))
+            .open(with_suffix(&path, "-wal"))
             .unwrap()
             .set_modified(hour_ago)
             .unwrap();
