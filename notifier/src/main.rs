@@ -4,7 +4,7 @@
 use quietline_notifier::app::keys::{self, KeyPlaces};
 use quietline_notifier::command::{self, Command, Exit, PushOnce, RotateKey};
 use quietline_notifier::{app, settings};
-use quietline_shared::service::hygiene;
+use quietline_shared::service::{heap, hygiene};
 use std::alloc::System;
 use std::io::{self, Write};
 use std::path::Path;
@@ -16,6 +16,7 @@ use zeroizing_alloc::ZeroAlloc;
 static MEMORY: ZeroAlloc<System> = ZeroAlloc(System);
 
 fn main() -> ExitCode {
+    heap::give_back_large_blocks();
     let command = match command::parse(std::env::args_os()) {
         Ok(command) => command,
         Err(help) => help.exit(),

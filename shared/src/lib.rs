@@ -2,7 +2,7 @@
 //!
 //! Without features it is silent and does no I/O, so that the cores may use it. The feature `service` adds what a
 //! running process needs: settings, telemetry, lifecycle.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod address;
 pub mod backoff;

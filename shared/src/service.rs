@@ -7,6 +7,7 @@ pub mod access;
 pub mod audit;
 pub mod command;
 pub mod config;
+pub mod heap;
 pub mod hygiene;
 pub mod lifecycle;
 pub mod page;

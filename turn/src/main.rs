@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use quietline_shared::service::command::Exit;
-use quietline_shared::service::hygiene;
+use quietline_shared::service::{heap, hygiene};
 use quietline_turn::app;
 use quietline_turn::command::{self, Command};
 use quietline_turn::machine::Machine;
@@ -17,6 +17,7 @@ use zeroizing_alloc::ZeroAlloc;
 static MEMORY: ZeroAlloc<System> = ZeroAlloc(System);
 
 fn main() -> ExitCode {
+    heap::give_back_large_blocks();
     let command = match command::parse(std::env::args_os()) {
         Ok(command) => command,
         Err(help) => help.exit(),
