@@ -63,6 +63,10 @@ const FOLLOWING: &[&str] = &[
     "16 a bogus token ",
     "16 a token is good once",
     "18 after it the port is closed ",
+    // It keeps what came before a permission until there is one now and then; from then on all that comes is one packet late.
+    "21 Udp: the next is a Data indication from ",
+    "21 Udp: then it is ChannelData",
+    "21 Udp: from another port still a Data indication",
     "19 ::ffff:127.0.0.1 of both families ",
     "19 an IPv6 peer of both families",
     "22 nothing is permitted yet",
@@ -70,7 +74,7 @@ const FOLLOWING: &[&str] = &[
     "22 a channel of another peer ",
     "22 binding installs the permission",
     "24 ",
-    // Now and then it keeps what came before a permission until there is one; then all that B gets is one packet late.
+    // The same, for all that B gets.
     "25 Udp and Udp on one server: B gets ",
     "25 Udp and Udp on one server: B without a channel",
     "25 Udp and Udp on one server: channel to channel",
