@@ -2,9 +2,10 @@
 //!
 //! In: two servers, how many pairs. Out: latency of the packets of both directions. Never: more than one server at work.
 
+use crate::batch::Awake;
 use crate::clients::Crowd;
 use crate::load::{Direction, Histogram, Load, run};
-use crate::servers::{Kind, Place};
+use crate::servers::{Kind, Place, Server};
 use crate::{BOTH, report};
 use report::{Goal, percentile};
 use std::time::Duration;
@@ -48,13 +49,25 @@ pub fn measure(place: &Place, players: &[usize], pairs: usize, rounds: usize) {
         warm: WARM,
         measured: MEASURED,
     };
+    report::note(&format!(
+        "media: {pairs} pairs, {PACKETS_PER_SECOND} packets a second from each end, {rounds} rounds of {MEASURED:?}"
+    ));
+    // A processor that halts when it has nothing to do is woken late by the host of a virtual machine: that is the machine's.
+    let awake = Awake::keep(&place.processors);
+    tell(&mut fields, players, &load, rounds, &format!("{pairs} pairs"));
+    drop(awake);
+    let asleep = format!("{pairs} pairs, processor sleeps between packets");
+    tell(&mut fields, players, &load, rounds, &asleep);
+}
+
+fn tell(fields: &mut [(Server, Vec<Crowd>); 2], players: &[usize], load: &Load, rounds: usize, name: &str) {
     let mut latencies: [Vec<Histogram>; 2] = Default::default();
     let (mut sent, mut lost) = ([0; 2], [0; 2]);
     for round in 0..=rounds {
         for step in 0..fields.len() {
             let at = (round + step) % fields.len();
             let (server, crowds) = &mut fields[at];
-            let mut once = || run(crowds, server.process(), players, &load);
+            let mut once = || run(crowds, server.process(), players, load);
             let mut outcome = once();
             for _ in 1..TRIES {
                 if outcome.late <= BEARABLE_LATE {
@@ -77,8 +90,7 @@ pub fn measure(place: &Place, players: &[usize], pairs: usize, rounds: usize) {
         }
     }
     report::note(&format!(
-        "media: {pairs} pairs, {PACKETS_PER_SECOND} packets a second from each end, {rounds} rounds of {MEASURED:?}; packets: coturn {}, {} \
-         lost; ours {}, {} lost",
+        "packets: coturn {}, {} lost; ours {}, {} lost",
         sent[0], lost[0], sent[1], lost[1]
     ));
     // A moment in which the machine stands still spoils its own round and no other.
@@ -90,7 +102,7 @@ pub fn measure(place: &Place, players: &[usize], pairs: usize, rounds: usize) {
     for (what, share, is_goal) in [("p50", 0.5, false), ("p99", 0.99, true)] {
         let coturn = of(Kind::Coturn, share);
         report::figure(
-            &format!("calls: media latency with {pairs} pairs, {what}, median of rounds"),
+            &format!("calls: media latency with {name}, {what}, median of rounds"),
             of(Kind::Ours, share),
             "us",
             if is_goal { Goal::AtMost(coturn) } else { Goal::None },

@@ -12,6 +12,8 @@ use std::marker::PhantomData;
 use std::mem::{size_of, zeroed};
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 /// Datagrams that one system call moves.
@@ -413,6 +415,39 @@ pub fn pin(processors: &[usize]) {
             libc::CPU_SET(*processor, &mut set);
         }
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
+    }
+}
+
+/// Keeps processors from going to sleep, by threads of the lowest priority, until it is dropped: whoever else wants to run there does so
+/// at once. The host of a virtual machine takes between some microseconds and some milliseconds to wake a processor that halted, whoever
+/// serves there.
+pub struct Awake(Arc<AtomicBool>);
+
+impl Awake {
+    pub fn keep(processors: &[usize]) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        for processor in processors.iter().copied() {
+            let is_over = Arc::clone(&is_over);
+            std::thread::spawn(move || {
+                pin(&[processor]);
+                // SAFETY: the parameters are read during the call, and zero is the only priority of this class.
+                let code = unsafe {
+                    let parameters: libc::sched_param = zeroed();
+                    libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters)
+                };
+                assert_eq!(code, 0, "anybody may lower a thread's priority");
+                while !is_over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        Self(is_over)
+    }
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -51,6 +51,8 @@ pub struct Outcome {
     pub time: Duration,
     pub processor: Duration,
     pub latency: Histogram,
+    /// p99 of each part, where this is several.
+    pub p99s: Vec<Duration>,
     /// The most by which a sender was behind its schedule.
     pub late: Duration,
 }
@@ -65,6 +67,7 @@ impl Outcome {
         self.time += other.time;
         self.processor += other.processor;
         self.latency.add_all(&other.latency);
+        self.p99s.push(other.latency.at(0.99));
         self.late = self.late.max(other.late);
     }
 

@@ -51,7 +51,13 @@ fn main() -> ExitCode {
     for pattern in Pattern::all().into_iter().filter(|pattern| plan.wants(&pattern.name())) {
         let row = Row::new(
             pattern,
-            measure(&mut plan.fields(&pattern), &pattern, &plan.players, plan.times),
+            measure(
+                &mut plan.fields(&pattern),
+                &pattern,
+                &plan.place.processors,
+                &plan.players,
+                plan.times,
+            ),
         );
         row.tell(began.elapsed());
         rows.push(row);
@@ -192,7 +198,7 @@ impl Row {
     fn tell(&self, since: Duration) {
         println!("\nrelay {} (after {:.0} s)", self.pattern.name(), since.as_secs_f64());
         for one in &self.readings {
-            let paces = Pace::ALL.map(|pace| {
+            let paces = Pace::CARRYING.map(|pace| {
                 let outcomes = &one.rounds[pace as usize];
                 let busy = outcomes.iter().map(Outcome::busy).sum::<f64>() / outcomes.len() as f64;
                 format!(
@@ -203,11 +209,12 @@ impl Row {
             });
             let all = || one.rounds.iter().flatten();
             println!(
-                "  {:6} carries {:>7.0}/s; packets per processor second, thousands: {}; p99 {} us; lost {:.3} %, wrong {}, late {:.1} ms",
+                "  {:6} carries {:>7.0}/s; packets per processor second, thousands: {}; p99 {} us, asleep {} us; lost {:.3} %, wrong {}, late {:.1} ms",
                 one.kind.name(),
                 one.saturation,
                 paces.join(", "),
-                Spread::of(one.latencies()),
+                Spread::of(one.latencies(Pace::Awake)),
+                Spread::of(one.latencies(Pace::Half)),
                 all()
                     .map(|outcome| outcome.sent.saturating_sub(outcome.received))
                     .sum::<u64>() as f64
@@ -227,7 +234,7 @@ impl Row {
 
     fn summarize(&self) {
         let name = self.pattern.name();
-        for pace in Pace::ALL {
+        for pace in Pace::CARRYING {
             let ratio = |one, other| self.ratio(one, other, |readings| readings.packets(pace));
             let to_bare = ratio(Kind::Ours, Kind::Bare);
             let to_coturn = ratio(Kind::Ours, Kind::Coturn);
@@ -248,7 +255,8 @@ impl Row {
                 println!("{name:34} {:9} {}", pace.name(), texts.join("   "));
             }
         }
-        if let Some(ratio) = self.ratio(Kind::Ours, Kind::Bare, Readings::latencies) {
+        let latencies = |readings: &Readings| readings.latencies(Pace::Awake);
+        if let Some(ratio) = self.ratio(Kind::Ours, Kind::Bare, latencies) {
             println!(
                 "{name:34} p99       ours/bare {ratio}{}",
                 met(&Goal::AtMost(1.2), ratio.median)

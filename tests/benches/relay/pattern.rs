@@ -3,8 +3,10 @@
 //! In: servers with their crowds. Out: a reading per server, round and pace. Never: gives one server a rate that another does not get,
 //! but at saturation, where each has its own.
 
+use crate::batch::Awake;
 use crate::clients::Crowd;
 use crate::load::{Direction, Load, Outcome, run};
+use crate::report::percentile;
 use crate::servers::{Kind, Server};
 use std::time::Duration;
 
@@ -97,7 +99,7 @@ impl Field {
     }
 }
 
-/// The paces at which packets per processor second are measured.
+/// How fast packets go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Pace {
     Easy,
@@ -105,16 +107,21 @@ pub enum Pace {
     Half,
     /// As much as this server can.
     Saturated,
+    /// Half again, on processors that do not go to sleep: what latency is measured at.
+    Awake,
 }
 
 impl Pace {
-    pub const ALL: [Self; 3] = [Self::Easy, Self::Half, Self::Saturated];
+    /// Those at which packets per processor second are measured.
+    pub const CARRYING: [Self; 3] = [Self::Easy, Self::Half, Self::Saturated];
+    const ALL: [Self; 4] = [Self::Easy, Self::Half, Self::Saturated, Self::Awake];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Easy => "easy",
             Self::Half => "half",
             Self::Saturated => "saturated",
+            Self::Awake => "awake",
         }
     }
 }
@@ -125,7 +132,7 @@ pub struct Readings {
     /// Packets a second at saturation.
     pub saturation: f64,
     /// By pace, a value per round.
-    pub rounds: [Vec<Outcome>; 3],
+    pub rounds: [Vec<Outcome>; Pace::ALL.len()],
 }
 
 impl Readings {
@@ -136,12 +143,11 @@ impl Readings {
             .collect()
     }
 
-    /// p99 of each round at half pace, microseconds.
-    pub fn latencies(&self) -> Vec<f64> {
-        let rounds = self.rounds[Pace::Half as usize].iter();
-        rounds
-            .map(|outcome| outcome.latency.at(0.99).as_secs_f64() * 1e6)
-            .collect()
+    /// p99 of each round, microseconds: the median of its turns, as a moment in which the machine stands still spoils its own turn and no
+    /// other.
+    pub fn latencies(&self, pace: Pace) -> Vec<f64> {
+        let of = |outcome: &Outcome| percentile(&mut outcome.p99s.clone(), 500).as_secs_f64() * 1e6;
+        self.rounds[pace as usize].iter().map(of).collect()
     }
 }
 
@@ -155,26 +161,34 @@ pub struct Times {
     pub measured: Duration,
 }
 
-pub fn measure(fields: &mut [Field], pattern: &Pattern, processors: &[usize], times: Times) -> Vec<Readings> {
+/// `servers` and `processors`: where the servers run, and the load.
+pub fn measure(
+    fields: &mut [Field],
+    pattern: &Pattern,
+    servers: &[usize],
+    processors: &[usize],
+    times: Times,
+) -> Vec<Readings> {
     let mut readings: Vec<Readings> = fields
         .iter_mut()
         .map(|field| Readings {
             kind: field.server.kind,
             saturation: saturation(field, pattern, processors, times),
-            rounds: [const { Vec::new() }; 3],
+            rounds: [const { Vec::new() }; Pace::ALL.len()],
         })
         .collect();
     let slowest = readings.iter().map(|one| one.saturation).fold(f64::INFINITY, f64::min);
     for round in 0..times.rounds {
         for pace in Pace::ALL {
             let mut outcomes = vec![Outcome::default(); fields.len()];
+            let _awake = (pace == Pace::Awake).then(|| Awake::keep(servers));
             for slice in 0..SLICES {
                 for step in 0..fields.len() {
                     // Each slice begins with another server.
                     let place = (round + slice + step) % fields.len();
                     let rate = match pace {
                         Pace::Easy => pattern.easy_rate().min(slowest * 0.8),
-                        Pace::Half => slowest / 2.0,
+                        Pace::Half | Pace::Awake => slowest / 2.0,
                         Pace::Saturated => readings[place].saturation,
                     };
                     let load = pattern.load(rate, times, times.measured / SLICES as u32);
