@@ -35,10 +35,14 @@ pub fn canonical(address: IpAddr) -> Canonical {
         [0x64, 0xFF9B, 1, ..] => Canonical::Never,
         // 6to4 and Teredo
         [0x2002, ..] | [0x2001, 0, ..] => Canonical::Never,
-        // ISATAP
-        [_, _, _, _, 0 | 0x200, 0x5EFE, _, _] => Canonical::Inner(low),
+        _ if is_isatap(address) => Canonical::Inner(low),
         _ => Canonical::Plain(address),
     }
+}
+
+/// RFC 5214: an interface identifier that carries an IPv4 address, in any network, so that the address around it counts too.
+pub fn is_isatap(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if matches!(v6.segments(), [_, _, _, _, 0 | 0x200, 0x5EFE, _, _]))
 }
 
 /// Everything that the IANA registries do not call globally reachable, and multicast.

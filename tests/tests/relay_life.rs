@@ -390,18 +390,23 @@ fn what_waits_for_a_restart_is_said() {
     let world = World::start(|_| ());
     let mut call = world.call(Transport::Udp, world.relay.guest());
     world.reload("taken", |settings| {
+        set(settings, "auth.realm", "elsewhere");
         set(settings, "listen.ports", Value::Array(vec![3478.into()]));
         set(settings, "shard.count", 3);
         set(settings, "ops.listen", "127.0.0.1:1");
     });
     let log = world.relay.log();
-    for setting in ["listen.ports", "shard", "ops"] {
+    for setting in ["auth.realm", "listen.ports", "shard", "ops"] {
         assert!(
             log.contains(&format!("waits for a restart setting=\"{setting}\"")),
             "{log}"
         );
     }
     call.goes_on();
+    assert!(
+        call.refresh().iter().all(|code| *code == 0),
+        "its keys are made from the old realm"
+    );
     assert_eq!(world.outcome(world.relay.guest()), 0, "it is where it was");
     world.ends();
 }

@@ -183,7 +183,7 @@ impl Relay {
 
     /// Takes what may change from the settings file; a file with a fault changes nothing.
     fn reload(&mut self) {
-        let settings = match settings::read(&self.path, &self.machine) {
+        let mut settings = match settings::read_again(&self.path, &self.machine, &self.fixed.realm) {
             Ok((settings, warnings)) => {
                 for warning in warnings.0 {
                     tracing::warn!(place = warning.place, problem = warning.problem, "settings");
@@ -202,6 +202,8 @@ impl Relay {
         for setting in self.fixed.differences(&settings.fixed) {
             tracing::warn!(setting, "this setting changed and waits for a restart");
         }
+        // The page tells visitors where it is now.
+        settings.stay(&self.fixed, &self.place);
         let tls = settings.tls();
         let (urls, standing) = (offer::urls(&settings), Standing::new(&self.path, &settings));
         let Settings {
@@ -212,6 +214,8 @@ impl Relay {
             drain,
             ..
         } = settings;
+        self.machine.look_again();
+        self.place.look_again(&self.machine);
         let control = Arc::new(control_settings(credentials, limits.clone(), &peers, &self.place));
         self.page.reload(facts(urls, standing, &self.place, &control, &limits));
         self.shards.reload(&control, &streams, tls.as_ref());

@@ -1,7 +1,7 @@
 //! What the machine says about itself where the settings leave it open: its addresses.
 //!
-//! In: the operating system, once, at the start. Out: addresses on which clients could reach us. Never: sends a packet, or prints an
-//! address.
+//! In: the operating system, at the start, and at each reload for what is new. Out: addresses that are ours; those of them on which
+//! clients could reach us. Never: sends a packet, or prints an address.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -10,53 +10,88 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 /// The addresses of the machine we run on.
 #[derive(Clone, Default)]
 pub struct Machine {
-    /// Without loopback, link-local and short-lived addresses; IPv4 first.
+    /// Without loopback and link-local addresses; IPv4 first.
     addresses: Vec<IpAddr>,
+    /// Those of them that the system does not take away by itself, as they were at the start.
+    lasting: Vec<IpAddr>,
     outward: Vec<IpAddr>,
 }
 
 impl Machine {
     /// Asks the system.
     pub fn look() -> io::Result<Self> {
-        let passing = short_lived();
-        let mut addresses: Vec<IpAddr> = if_addrs::get_if_addrs()?
-            .into_iter()
-            .map(|interface| interface.ip())
-            .filter(|address| is_reachable(*address) && !passing.contains(address))
-            .collect();
-        addresses.sort();
-        addresses.dedup();
+        let (addresses, passing) = (reachable()?, short_lived());
+        let is_lasting = |address: &IpAddr| !passing.contains(address);
+        let lasting = addresses.iter().copied().filter(is_lasting).collect();
         let outward = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
         let outward = outward.into_iter().filter_map(source_to_the_internet).collect();
-        Ok(Self::new(addresses, outward))
+        Ok(Self {
+            addresses,
+            ..Self::new(lasting, outward)
+        })
     }
 
-    /// `outward`: what the system would send from to the internet, at most one of each family.
-    pub fn new(addresses: Vec<IpAddr>, outward: Vec<IpAddr>) -> Self {
-        Self { addresses, outward }
+    /// With no other addresses than these. `outward`: what the system would send from to the internet, at most one of each family.
+    pub fn new(lasting: Vec<IpAddr>, outward: Vec<IpAddr>) -> Self {
+        Self {
+            addresses: lasting.clone(),
+            lasting,
+            outward,
+        }
     }
 
+    /// With more addresses, none of which lasts.
+    #[must_use]
+    pub fn and_passing(mut self, passing: &[IpAddr]) -> Self {
+        self.addresses.extend(passing);
+        self
+    }
+
+    /// Asks the system once more which addresses it has; if it does not say, they are those of before. Where a relay is was decided at its
+    /// start, so what lasts stays.
+    pub fn look_again(&mut self) {
+        if let Ok(addresses) = reachable() {
+            self.addresses = addresses;
+        }
+    }
+
+    /// All, also those that come and go.
     pub fn addresses(&self) -> &[IpAddr] {
         &self.addresses
+    }
+
+    /// Those that are worth telling anybody.
+    pub fn lasting(&self) -> &[IpAddr] {
+        &self.lasting
     }
 
     /// The one address of a family that the rest of the world is most likely to reach. A machine has more, such as those of its bridges
     /// to containers: what is relayed there would arrive nowhere.
     pub fn outward(&self, is_v6: bool) -> Option<IpAddr> {
         let of_family = |address: &&IpAddr| address.is_ipv6() == is_v6;
-        let lasting = |address: &&IpAddr| self.addresses.contains(address);
-        let chosen = self.outward.iter().filter(of_family).find(lasting);
+        let is_lasting = |address: &&IpAddr| self.lasting.contains(address);
+        let chosen = self.outward.iter().filter(of_family).find(is_lasting);
         // The system prefers short-lived IPv6 addresses: then the lasting one of the same network.
         let beside = || {
             let outward = self.outward.iter().find(of_family)?;
             let same_network = |address: &&IpAddr| network_v6(**address) == network_v6(*outward);
-            self.addresses.iter().filter(of_family).find(same_network)
+            self.lasting.iter().filter(of_family).find(same_network)
         };
         chosen
             .or_else(beside)
-            .or_else(|| self.addresses.iter().find(of_family))
+            .or_else(|| self.lasting.iter().find(of_family))
             .copied()
     }
+}
+
+/// In order, each once.
+fn reachable() -> io::Result<Vec<IpAddr>> {
+    let interfaces = if_addrs::get_if_addrs()?.into_iter();
+    let addresses: BTreeSet<IpAddr> = interfaces
+        .map(|interface| interface.ip())
+        .filter(|address| is_reachable(*address))
+        .collect();
+    Ok(addresses.into_iter().collect())
 }
 
 fn is_reachable(address: IpAddr) -> bool {
@@ -117,8 +152,8 @@ mod tests {
         let machine = Machine::new(addresses.clone(), ips(&["10.0.0.5", "fd00::5"]));
         assert_eq!(machine.outward(false), "10.0.0.5".parse().ok());
         assert_eq!(machine.outward(true), "fd00::5".parse().ok());
-        // A short-lived address is none of `addresses`.
-        let machine = Machine::new(addresses.clone(), ips(&["fd00::1234"]));
+        // What comes and goes is not told to anybody, even if the system prefers it.
+        let machine = Machine::new(addresses.clone(), ips(&["fd00::1234"])).and_passing(&ips(&["fd00::1234"]));
         assert_eq!(machine.outward(true), "fd00::5".parse().ok());
         assert_eq!(Machine::new(addresses, vec![]).outward(false), "10.0.0.5".parse().ok());
         assert_eq!(Machine::default().outward(false), None);
@@ -141,7 +176,22 @@ mod tests {
         assert!(machine.addresses().iter().all(|address| is_reachable(*address)));
         for is_v6 in [false, true] {
             let outward = machine.outward(is_v6);
-            assert!(outward.is_none_or(|address| machine.addresses().contains(&address)));
+            assert!(outward.is_none_or(|address| machine.lasting().contains(&address)));
         }
+        assert!(
+            machine
+                .lasting()
+                .iter()
+                .all(|address| machine.addresses().contains(address))
+        );
+    }
+
+    #[test]
+    fn a_second_look_finds_what_is_new_and_moves_nothing() {
+        let mut machine = Machine::new(ips(&["192.0.2.1"]), ips(&["192.0.2.1"]));
+        machine.look_again();
+        assert_eq!(machine.addresses(), Machine::look().unwrap().addresses());
+        assert_eq!(machine.lasting(), ips(&["192.0.2.1"]));
+        assert_eq!(machine.outward(false), "192.0.2.1".parse().ok());
     }
 }

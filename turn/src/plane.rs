@@ -3,7 +3,7 @@
 //! In: sockets that are ready, frames of streams, time that passed. Out: datagrams; frames for clients of streams, which `streams` takes
 //! with [`Plane::take_posts`]. Never: waits, locks, allocates for a packet, or decides who may talk to whom.
 
-use crate::sockets::{Datagram, Sockets, Through, Unsent};
+use crate::sockets::{Datagram, Sockets, Through};
 use crate::sys::{self, Epoll, Events, Piece, Ready, Received};
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -32,7 +32,7 @@ pub enum Loss {
     RelayOverflow,
     /// A datagram that was longer than it can be, or from no IP address.
     BadDatagram,
-    /// Frames for streams, more in one event than there is room for.
+    /// Frames for streams for which there was no room although others were handed out in time: it is a bug.
     StreamQueueFull,
 }
 
@@ -130,9 +130,11 @@ impl Drop for Posts {
     }
 }
 
-/// Frames that wait, and their bytes, at most: the streams take them between two events.
+/// Frames that wait, and their bytes, at most: the streams take them between two events, and within one when half of the room is used.
 const POSTS: usize = 1_024;
 const POST_BYTES: usize = 1 << 20;
+/// The other half holds what one packet leads to: the longest frame, and a few answers.
+const _: () = assert!(POST_BYTES / 2 > 2 * 65_535);
 
 impl Posts {
     fn new() -> Self {
@@ -151,6 +153,10 @@ impl Posts {
 
     pub const fn is_empty(&self) -> bool {
         self.list.is_empty()
+    }
+
+    const fn is_half_full(&self) -> bool {
+        self.list.len() >= POSTS / 2 || self.bytes.len() >= POST_BYTES / 2
     }
 
     fn forget(&mut self) {
@@ -278,8 +284,9 @@ impl Plane {
         self.sockets.listeners()
     }
 
-    /// What a listener had at the last wait.
-    pub fn handle_listener(&mut self, number: u8) {
+    /// What a listener had at the last wait. One receive can bring more frames for streams than there is room for: `hand_out` takes the
+    /// posts, here and in [`Plane::handle_relay`], when it is time.
+    pub fn handle_listener(&mut self, number: u8, hand_out: &mut dyn FnMut(&mut Self)) {
         if !self.sockets.is_ready(number) {
             return;
         }
@@ -299,6 +306,7 @@ impl Plane {
                     None => 0,
                 };
                 for (bytes, origin) in segments(&received, start).skip(done) {
+                    self.make_room_for_posts(hand_out);
                     self.handle_client(&from, bytes, origin);
                 }
             }
@@ -309,7 +317,7 @@ impl Plane {
     }
 
     /// A relayed address is ready, or has an error to tell.
-    pub fn handle_relay(&mut self, place: u32, ready: Ready) {
+    pub fn handle_relay(&mut self, place: u32, ready: Ready, hand_out: &mut dyn FnMut(&mut Self)) {
         let Some(relay) = self.shared.relays().at(place as usize) else {
             return;
         };
@@ -318,11 +326,11 @@ impl Plane {
         }
         // An error that found no room in the socket's list of them stays until a receive takes it, and would be told for ever.
         if ready.is_readable() || ready.has_error() {
-            self.receive_from_peers(relay, place);
+            self.receive_from_peers(relay, place, hand_out);
         }
     }
 
-    fn receive_from_peers(&mut self, relay: RelayAddr, place: u32) {
+    fn receive_from_peers(&mut self, relay: RelayAddr, place: u32, hand_out: &mut dyn FnMut(&mut Self)) {
         if !self.sockets.has_slots_for(place as usize) {
             self.flush();
         }
@@ -334,6 +342,7 @@ impl Plane {
             let peer = PeerAddr::new(received.source);
             let done = self.handle_peer_run(relay, peer, &received, start);
             for (bytes, origin) in segments(&received, start).skip(done) {
+                self.make_room_for_posts(hand_out);
                 let random = &mut |bytes: &mut [u8]| self.random.fill(bytes);
                 let hop = self.server.handle_peer(relay, peer, bytes.len(), self.now, random);
                 if let Some(hop) = hop {
@@ -446,12 +455,15 @@ impl Plane {
 
     fn send_all(&mut self, done: bool) {
         self.sockets.flush(done);
-        for unsent in self.sockets.unsent() {
-            self.losses.add(match unsent {
-                Unsent::WouldBlock => Loss::SendWouldBlock,
-                Unsent::Refused => Loss::SendRefused,
-                Unsent::Closed => Loss::RelayClosed,
-            });
+        let unsent = self.sockets.unsent();
+        for (loss, count) in [
+            (Loss::SendWouldBlock, unsent.would_block),
+            (Loss::SendRefused, unsent.refused),
+            (Loss::RelayClosed, unsent.closed),
+        ] {
+            if count > 0 {
+                self.losses.add_many(loss, count);
+            }
         }
     }
 
@@ -459,6 +471,12 @@ impl Plane {
     fn make_room(&mut self) {
         if !self.sockets.has_room() {
             self.send_all(false);
+        }
+    }
+
+    fn make_room_for_posts(&mut self, hand_out: &mut dyn FnMut(&mut Self)) {
+        if self.posts.is_half_full() {
+            hand_out(self);
         }
     }
 

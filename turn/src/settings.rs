@@ -7,15 +7,19 @@
 
 mod bounds;
 mod certificate;
+mod fixed;
 mod handshake;
 mod page;
+mod place;
 
 use crate::machine::Machine;
 use crate::sockets::Buffers;
 use crate::streams::StreamSettings;
 use bounds::{Count, DAY, HOUR, MINUTE, SECOND, Span};
 pub use certificate::{Certificate, Chain, Trust};
+pub use fixed::Fixed;
 pub use page::PageSettings;
+pub use place::Place;
 use quietline_shared::redact::Secret;
 use quietline_shared::service::audit::PublicationSettings;
 use quietline_shared::service::config::{Faults, SettingsFile, Warnings};
@@ -29,7 +33,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use turn_core::auth::{CredentialFault, Credentials, StaticUser};
+use turn_core::auth::{CredentialFault, Credentials, StaticUser, check_realm};
 use turn_core::control::Limits;
 use turn_core::peers::{DENIED_PORTS, PeerPolicy, Prefix, RELAY_PORTS, RelayAddress, RelayTable, RelayTableFault};
 
@@ -56,54 +60,6 @@ impl Settings {
     pub fn key_exchange(&self) -> Option<String> {
         let group = self.certificate.as_ref()?.key_exchange()?;
         group.as_str().map(str::to_owned)
-    }
-}
-
-/// Where a relay is, from its start to its end.
-#[derive(Clone)]
-pub struct Place {
-    /// Where clients reach us.
-    pub listeners: Vec<SocketAddr>,
-    pub relays: RelayTable,
-    /// Addresses of this machine on which we neither listen nor relay. They are no peers: what serves there trusts what comes from the
-    /// machine itself.
-    pub others: Vec<IpAddr>,
-    /// Where the operator and the page are served, if it is none of the above: no peers, whatever is allowed.
-    pub admins: Vec<IpAddr>,
-}
-
-/// What only a restart changes, as written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fixed {
-    pub listen: ListenSettings,
-    pub relay: RelaySettings,
-    pub nonce_epoch: Duration,
-    pub shard: ShardSettings,
-    pub sockets: SocketsSettings,
-    pub ops: OpsSettings,
-    pub page: PageSettings,
-    pub transparency: PublicationSettings,
-    pub log: LogSettings,
-}
-
-impl Fixed {
-    /// The names of those settings that differ.
-    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
-        [
-            ("listen.addresses", self.listen.addresses != other.listen.addresses),
-            ("listen.ports", self.listen.ports != other.listen.ports),
-            ("relay", self.relay != other.relay),
-            ("auth.nonce_epoch", self.nonce_epoch != other.nonce_epoch),
-            ("shard", self.shard != other.shard),
-            ("sockets", self.sockets != other.sockets),
-            ("ops", self.ops != other.ops),
-            ("page", self.page != other.page),
-            ("transparency", self.transparency != other.transparency),
-            ("log", self.log != other.log),
-        ]
-        .into_iter()
-        .filter_map(|(name, differs)| differs.then_some(name))
-        .collect()
     }
 }
 
@@ -411,6 +367,16 @@ impl Default for LifecycleSettings {
 
 /// Reads the file and every secret and certificate it names.
 pub fn read(path: &Path, machine: &Machine) -> Result<(Settings, Warnings), Faults> {
+    read_for(path, machine, None)
+}
+
+/// For a relay that runs with this realm, from which the keys of all users are made: another one would end the calls of those who still
+/// name the old.
+pub fn read_again(path: &Path, machine: &Machine, realm: &str) -> Result<(Settings, Warnings), Faults> {
+    read_for(path, machine, Some(realm))
+}
+
+fn read_for(path: &Path, machine: &Machine, running: Option<&str>) -> Result<(Settings, Warnings), Faults> {
     let mut file = SettingsFile::read(path)?;
     let listen = file.section::<ListenSettings>("listen");
     let relay = file.section::<RelaySettings>("relay");
@@ -434,7 +400,7 @@ pub fn read(path: &Path, machine: &Machine) -> Result<(Settings, Warnings), Faul
     let lifecycle = file.section::<LifecycleSettings>("lifecycle");
 
     let certificate = read_certificate(&mut file);
-    let credentials = read_credentials(&mut file, auth.as_ref());
+    let credentials = read_credentials(&mut file, auth.as_ref(), running);
     if let Some(limits) = &limits
         && limits.max_lifetime.get() < limits.default_lifetime.get()
     {
@@ -461,19 +427,8 @@ pub fn read(path: &Path, machine: &Machine) -> Result<(Settings, Warnings), Faul
             if let Some(page) = page {
                 keep_apart(&mut file, &listeners, &relays, ("page.listen", page));
             }
-            let is_used = |ip: &IpAddr| listeners.iter().any(|own| own.ip() == *ip) || relays.number_of(*ip).is_some();
-            let is_other = |ip: &IpAddr| !ip.is_unspecified() && !is_used(ip);
-            Some(Place {
-                others: machine.addresses().iter().copied().filter(is_other).collect(),
-                admins: page
-                    .into_iter()
-                    .chain([ops.listen])
-                    .map(|own| own.ip())
-                    .filter(is_other)
-                    .collect(),
-                listeners,
-                relays,
-            })
+            let served = page.into_iter().chain([ops.listen]);
+            Some(Place::new(listeners, relays, served, machine))
         }
         _ => None,
     };
@@ -484,7 +439,8 @@ pub fn read(path: &Path, machine: &Machine) -> Result<(Settings, Warnings), Faul
             fixed: Fixed {
                 listen: listen?,
                 relay: relay?,
-                nonce_epoch: auth?.nonce_epoch.get(),
+                realm: auth.as_ref()?.realm.clone(),
+                nonce_epoch: auth.as_ref()?.nonce_epoch.get(),
                 shard: shard?,
                 sockets: sockets?,
                 ops: ops?,
@@ -574,7 +530,12 @@ fn read_certificate(file: &mut SettingsFile) -> Option<Option<Certificate>> {
 }
 
 /// `auth` is `None` if the section has faults; the files are read all the same, so that one reading names all faults.
-fn read_credentials(file: &mut SettingsFile, auth: Option<&AuthSettings>) -> Option<Credentials> {
+/// `running`: the realm of a relay that runs already.
+fn read_credentials(
+    file: &mut SettingsFile,
+    auth: Option<&AuthSettings>,
+    running: Option<&str>,
+) -> Option<Credentials> {
     let passwords = read_secrets(file, "auth.user", "password_file");
     let secrets = read_secrets(file, "auth.timed", "secret_file");
     let auth = auth?;
@@ -613,7 +574,8 @@ fn read_credentials(file: &mut SettingsFile, auth: Option<&AuthSettings>) -> Opt
         }
     }
     let all_are_faulty = (users.len(), timed.len()) == (0, 0) && !(auth.user.is_empty() && auth.timed.is_empty());
-    let credentials = Credentials::new(&auth.realm, users, timed);
+    let credentials =
+        check_realm(&auth.realm).and_then(|()| Credentials::new(running.unwrap_or(&auth.realm), users, timed));
     match credentials {
         Ok(credentials) => Some(credentials),
         Err(CredentialFault::NoCredentials) if all_are_faulty => None,
@@ -674,7 +636,7 @@ fn listeners(file: &mut SettingsFile, listen: &ListenSettings, machine: &Machine
         );
     }
     let addresses = if listen.addresses.is_empty() {
-        machine.addresses()
+        machine.lasting()
     } else {
         &listen.addresses
     };
@@ -750,7 +712,7 @@ fn relay_table(
     match RelayTable::new(addresses, (relay.first_port, relay.last_port)) {
         Ok(table) => Some(table),
         // What is listened on has said so already.
-        Err(RelayTableFault::Empty) if listen.addresses.is_empty() && machine.addresses().is_empty() => None,
+        Err(RelayTableFault::Empty) if listen.addresses.is_empty() && machine.lasting().is_empty() => None,
         Err(fault) => {
             let (place, expected) = match fault {
                 RelayTableFault::Ports => ("relay.first_port", "1024 or more, and at most relay.last_port"),

@@ -12,7 +12,7 @@
 //! | all addresses are bound, before any thread | [`Streams::of_all_shards`]: one value for each shard, and what lets them reach each other |
 //! | on the shard's thread, first | [`Streams::begin`]: `plane.epoll().add(fd, token::STREAM \| …, Interest::Read)` |
 //! | an event whose token has [`token::STREAM`] | [`Streams::handle_event`] |
-//! | after each event that left posts | [`Streams::handle_posts`] with frames for stream clients of any shard |
+//! | after each event that left posts, and within one that leaves many | [`Streams::handle_posts`] with frames for stream clients of any shard |
 //! | after all events of a round | [`Streams::flush`] |
 //! | four times a second | [`Streams::handle_tick`] |
 //! | orders | [`Streams::reload`], [`Streams::drain`], [`Streams::counters`] |
@@ -293,7 +293,7 @@ fn run(
     loop {
         plane.wait(&mut events)?;
         for number in 0..plane.listeners() {
-            plane.handle_listener(number as u8);
+            plane.handle_listener(number as u8, &mut |plane| deliver(plane, &mut streams));
             deliver(&mut plane, &mut streams);
         }
         for at in 0..events.len() {
@@ -304,7 +304,7 @@ fn run(
                 streams.handle_event(event, ready, &mut plane);
             } else {
                 match event & token::KIND {
-                    token::RELAY => plane.handle_relay(event as u32, ready),
+                    token::RELAY => plane.handle_relay(event as u32, ready, &mut |plane| deliver(plane, &mut streams)),
                     token::TICK => {
                         ticker.clear();
                         plane.handle_tick();

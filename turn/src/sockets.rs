@@ -5,7 +5,10 @@
 //!
 //! What is queued points into the slots, so a slot may be used again only after [`Sockets::flush`].
 
+mod sending;
+
 use crate::sys::{self, Epoll, Events, Interest, Message, Outgoing, Piece, Received, Slots, Watch};
+use sending::{Joined, Sending, send_unfragmented};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io;
 use std::net::SocketAddr;
@@ -60,15 +63,25 @@ impl Datagram {
     }
 }
 
-/// Why a datagram that should have gone out did not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unsent {
-    /// The socket's send buffer is full.
-    WouldBlock,
+/// Datagrams that should have gone out and did not, by why. Those that go in one message count one by one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unsent {
+    /// The socket's send buffer was full.
+    pub would_block: u64,
     /// The system refused: no route, too big, a filter.
-    Refused,
+    pub refused: u64,
     /// The relayed address was closed meanwhile.
-    Closed,
+    pub closed: u64,
+}
+
+impl Unsent {
+    pub fn note(&mut self, error: &io::Error, count: u64) {
+        if error.kind() == io::ErrorKind::WouldBlock {
+            self.would_block += count;
+        } else {
+            self.refused += count;
+        }
+    }
 }
 
 /// How sockets are made; fixed from start to stop.
@@ -96,12 +109,6 @@ const QUEUE: usize = 1_024;
 const AREA: usize = 256 << 10;
 /// The longest prefix, answer or frame of a stream goes in.
 const LEAST_AREA: usize = 66 << 10;
-/// IPv4, with some room for options.
-const MOST_TOGETHER: usize = 65_000;
-/// Segments of one call that all kernels take.
-const MOST_SEGMENTS: usize = 64;
-/// A segment that fits a usual link; what does not fit would be refused.
-const LONGEST_SEGMENT: usize = 1_432;
 
 /// Of a socket that might wait, the kernel takes apart what is there each time it is asked whether something is.
 const DATAGRAMS: Type = Type::DGRAM.nonblocking();
@@ -212,6 +219,8 @@ pub struct Sockets {
     watch: Watch,
     /// Counts waits.
     round: u32,
+    /// Counts waits that told of all that was ready, not only of as much as there is room for.
+    sweep: u32,
     listeners: Vec<Listener>,
     relays: Vec<Relay>,
     slots: Slots,
@@ -228,7 +237,7 @@ pub struct Sockets {
     pieces: Vec<Piece>,
     /// The system takes segments.
     segments: bool,
-    unsent: Vec<Unsent>,
+    unsent: Unsent,
 }
 
 impl Sockets {
@@ -252,6 +261,7 @@ impl Sockets {
             epoll,
             watch,
             round: 0,
+            sweep: 0,
             listeners: listeners.collect(),
             relays: relay_list,
             slots: Slots::new(BATCH, HEADROOM, AREA),
@@ -264,7 +274,7 @@ impl Sockets {
             messages: Vec::with_capacity(QUEUE),
             pieces: Vec::with_capacity(3 * QUEUE),
             segments: true,
-            unsent: Vec::with_capacity(QUEUE),
+            unsent: Unsent::default(),
         }
     }
 
@@ -277,11 +287,14 @@ impl Sockets {
         self.round = self.round.wrapping_add(1);
         self.watch.wait(false)?;
         if self.watch.is_ready(0) {
-            self.epoll.look(events)
+            self.epoll.look(events)?;
         } else {
             events.clear();
-            Ok(())
         }
+        if !events.is_full() {
+            self.sweep = self.sweep.wrapping_add(1);
+        }
+        Ok(())
     }
 
     /// How many listeners there are.
@@ -363,7 +376,7 @@ impl Sockets {
         };
         let most = relay.appetite.most().min(BATCH - self.used);
         let count = self.slots.receive(socket.as_fd(), self.used, most).unwrap_or(0);
-        relay.appetite.learn(count, self.round);
+        relay.appetite.learn(count, self.sweep);
         let from = self.used;
         self.used += count;
         from..self.used
@@ -459,8 +472,8 @@ impl Sockets {
     }
 
     /// What did not go out since this was last asked.
-    pub fn unsent(&mut self) -> impl Iterator<Item = Unsent> + '_ {
-        self.unsent.drain(..)
+    pub fn unsent(&mut self) -> Unsent {
+        std::mem::take(&mut self.unsent)
     }
 
     fn send_chain(&mut self, through: Through) {
@@ -482,7 +495,7 @@ impl Sockets {
             let datagram = &waiting.datagram;
             at = waiting.next;
             let Some(socket) = socket else {
-                note(&mut self.unsent, Unsent::Closed);
+                self.unsent.closed += u64::from(datagram.count.max(1));
                 continue;
             };
             if datagram.dont_fragment {
@@ -540,21 +553,22 @@ const ZEROS: usize = 8;
 const FEW: usize = 16;
 
 /// How many datagrams to ask a socket for: one, or all. A receive that does not also learn that there is no other costs half as much, and
-/// most sockets have one at a time; if there is another, the next wait ends at once.
+/// most sockets have one at a time; if there is another, the next wait ends at once. A socket that is ready again before all others were
+/// asked once has more: then the shard is behind, and all in one receive is cheaper, and goes on in one piece.
 #[derive(Clone, Copy)]
 struct Appetite {
     is_large: bool,
     /// Receives one after the other that spoke for a change.
     doubts: u8,
-    /// The wait before the last receive.
-    round: u32,
+    /// The wait, or the sweep, before the last receive.
+    turn: u32,
 }
 
 impl Appetite {
     const LARGE: Self = Self {
         is_large: true,
         doubts: 0,
-        round: 0,
+        turn: u32::MAX,
     };
     const SMALL: Self = Self {
         is_large: false,
@@ -569,183 +583,19 @@ impl Appetite {
         if self.is_large { BATCH } else { 1 }
     }
 
-    fn learn(&mut self, count: usize, round: u32) {
-        let is_next = round.wrapping_sub(self.round) == 1;
-        self.round = round;
-        let (is_doubt, most) = match self.is_large {
-            true => (count <= 1, Self::LONELY),
-            false => (count == 1 && is_next, Self::PATIENCE),
+    fn learn(&mut self, count: usize, turn: u32) {
+        let since = turn.wrapping_sub(self.turn);
+        self.turn = turn;
+        let (is_doubt, most) = match (self.is_large, since) {
+            (true, _) => (count <= 1, Self::LONELY),
+            (false, 0) => (count == 1, 1),
+            (false, _) => (count == 1 && since == 1, Self::PATIENCE),
         };
         self.doubts = if is_doubt { self.doubts + 1 } else { 0 };
         if self.doubts >= most {
             self.is_large = !self.is_large;
             self.doubts = 0;
         }
-    }
-}
-
-/// The segments of the last message.
-#[derive(Default)]
-struct Joined {
-    segment: usize,
-    together: usize,
-    count: usize,
-    is_closed: bool,
-}
-
-impl Joined {
-    const fn first(size: usize, count: usize) -> Self {
-        Self {
-            segment: size,
-            together: size * count,
-            count,
-            is_closed: size == 0 || size > LONGEST_SEGMENT,
-        }
-    }
-
-    /// Whether so many more go to the same place in equal parts; a shorter one is the last.
-    fn takes(&mut self, last: &Message, datagram: &Datagram, size: usize, count: usize) -> bool {
-        let fits = !self.is_closed
-            && size > 0
-            && (size == self.segment || size < self.segment && count == 1)
-            && self.together + size * count <= MOST_TOGETHER
-            && self.count + count <= MOST_SEGMENTS
-            && last.to == datagram.to
-            && last.ecn == datagram.ecn;
-        if fits {
-            self.together += size * count;
-            self.count += count;
-            self.is_closed = size < self.segment;
-        }
-        fits
-    }
-}
-
-struct Sending<'a> {
-    socket: BorrowedFd<'a>,
-    memory: &'a [u8],
-    pieces: &'a [Piece],
-    outgoing: &'a mut Outgoing,
-    unsent: &'a mut Vec<Unsent>,
-    segments: &'a mut bool,
-}
-
-impl Sending<'_> {
-    fn send(&mut self, mut messages: &[Message]) {
-        let mut has_failed = false;
-        while let Some(message) = messages.first() {
-            if message.segment != 0 && !*self.segments {
-                self.send_singly(message);
-                messages = messages.get(1..).unwrap_or_default();
-                continue;
-            }
-            match self.outgoing.send(self.socket, self.memory, self.pieces, messages) {
-                Ok(0) => return,
-                Ok(sent) => {
-                    messages = messages.get(sent..).unwrap_or_default();
-                    has_failed = false;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    messages.iter().for_each(|_| note(self.unsent, Unsent::WouldBlock));
-                    return;
-                }
-                // An error of an earlier datagram, which ICMP brought, is told to the next call, whose datagram is still here.
-                Err(_) if !has_failed => has_failed = true,
-                Err(error) => {
-                    if message.segment == 0 {
-                        note(self.unsent, Unsent::Refused);
-                    } else {
-                        // A link that cannot sum up segments, or not so long ones.
-                        if error.raw_os_error() == Some(libc::EIO) {
-                            *self.segments = false;
-                        }
-                        self.send_singly(message);
-                    }
-                    messages = messages.get(1..).unwrap_or_default();
-                    has_failed = false;
-                }
-            }
-        }
-    }
-
-    /// The segments of one message, each on its own. A piece is never a part of two segments, but may be several whole ones.
-    fn send_singly(&mut self, message: &Message) {
-        let segment = u32::from(message.segment);
-        let pieces = self
-            .pieces
-            .get(message.pieces.start as usize..message.pieces.end as usize);
-        let mut single = [Piece::default(); 3];
-        let (mut used, mut length) = (0, 0);
-        for piece in pieces.unwrap_or_default() {
-            let mut rest = *piece;
-            while rest.length > 0 {
-                let part = Piece {
-                    start: rest.start,
-                    length: rest.length.min(segment - length),
-                };
-                rest.start += part.length;
-                rest.length -= part.length;
-                length += part.length;
-                if let Some(place) = single.get_mut(used) {
-                    *place = part;
-                }
-                used += 1;
-                if length == segment {
-                    self.send_pieces(message, single.get(..used).unwrap_or_default());
-                    (used, length) = (0, 0);
-                }
-            }
-        }
-        if length > 0 {
-            self.send_pieces(message, single.get(..used).unwrap_or_default());
-        }
-    }
-
-    fn send_pieces(&mut self, message: &Message, pieces: &[Piece]) {
-        let single = Message {
-            pieces: 0..pieces.len() as u32,
-            segment: 0,
-            ..message.clone()
-        };
-        let single = std::slice::from_ref(&single);
-        if self.outgoing.send(self.socket, self.memory, pieces, single).is_err() {
-            note(self.unsent, Unsent::Refused);
-        }
-    }
-}
-
-/// DF is an option of the socket, not of a datagram.
-fn send_unfragmented(
-    socket: BorrowedFd<'_>,
-    slots: &Slots,
-    outgoing: &mut Outgoing,
-    datagram: &Datagram,
-    unsent: &mut Vec<Unsent>,
-) {
-    let is_v6 = datagram.to.is_ipv6();
-    let message = Message {
-        to: datagram.to,
-        pieces: 0..3,
-        segment: 0,
-        ecn: datagram.ecn,
-    };
-    let mut is_sent = false;
-    if set_fragmenting(socket, is_v6, false).is_ok() {
-        // The first call may only bring the error of an earlier datagram.
-        is_sent = (0..2).any(|_| {
-            let message = std::slice::from_ref(&message);
-            outgoing.send(socket, slots.memory(), &datagram.pieces, message).is_ok()
-        });
-    }
-    let _ = set_fragmenting(socket, is_v6, true);
-    if !is_sent {
-        note(unsent, Unsent::Refused);
-    }
-}
-
-fn note(unsent: &mut Vec<Unsent>, what: Unsent) {
-    if unsent.len() < unsent.capacity() {
-        unsent.push(what);
     }
 }
 
@@ -768,6 +618,18 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_that_is_ready_again_before_all_others_were_asked_is_asked_for_all() {
+        let mut appetite = Appetite::SMALL;
+        appetite.learn(1, 7);
+        assert_eq!(appetite.most(), 1);
+        appetite.learn(1, 7);
+        assert_eq!(appetite.most(), BATCH);
+        appetite.learn(1, 8);
+        appetite.learn(1, 9);
+        assert_eq!(appetite.most(), 1);
+    }
+
+    #[test]
     fn a_socket_that_always_has_more_is_soon_asked_for_all() {
         let mut appetite = Appetite::SMALL;
         let small = (1..1_000)
@@ -782,5 +644,79 @@ mod tests {
             appetite.learn(if round % 2 == 0 { 1 } else { 15 }, round);
             assert_eq!(appetite.most(), BATCH);
         }
+    }
+
+    /// A listener whose send buffer is full, and what keeps it so. No datagram stays in a socket on loopback, but bytes of a stream do,
+    /// and where they go and in what segments a stream does not ask.
+    fn full_sockets() -> (Sockets, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (reader, _) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        for length in [65_536, 1] {
+            while std::io::Write::write(&mut &stream, &vec![0; length]).is_ok() {}
+        }
+        (Sockets::new(Epoll::new().unwrap(), vec![stream.into()], 1), reader)
+    }
+
+    fn run_of(count: u16, through: Through) -> Datagram {
+        Datagram {
+            through,
+            to: "127.0.0.1:9".parse().unwrap(),
+            pieces: [Piece::default(), Piece { start: 0, length: 100 }, Piece::default()],
+            count,
+            stride: 100,
+            ecn: 0,
+            dont_fragment: false,
+        }
+    }
+
+    #[test]
+    fn each_datagram_that_a_full_socket_does_not_take_counts() {
+        let would_block = |would_block| Unsent {
+            would_block,
+            ..Unsent::default()
+        };
+        let (mut sockets, _reader) = full_sockets();
+        let run = run_of(16, Through::Listener(0));
+        // Of two places in turn, so that no two are joined.
+        for port in 0..10 {
+            let to = SocketAddr::new(run.to.ip(), 9 + port % 2);
+            sockets.push(Datagram { to, ..run });
+        }
+        sockets.flush(true);
+        assert_eq!(sockets.unsent(), would_block(160));
+        // Of which the last is shorter.
+        let mut last = run_of(1, Through::Listener(0));
+        last.pieces = [Piece::default(), Piece { start: 0, length: 7 }, Piece::default()];
+        [run, last].into_iter().for_each(|datagram| sockets.push(datagram));
+        sockets.flush(true);
+        assert_eq!(sockets.unsent(), would_block(17));
+        // Where the link takes no segments.
+        sockets.segments = false;
+        sockets.push(run);
+        sockets.flush(true);
+        assert_eq!(sockets.unsent(), would_block(16));
+        // With DF.
+        sockets.push(Datagram {
+            dont_fragment: true,
+            ..run_of(1, Through::Listener(0))
+        });
+        sockets.flush(true);
+        assert_eq!(sockets.unsent(), would_block(1));
+        assert_eq!(sockets.unsent(), Unsent::default());
+    }
+
+    #[test]
+    fn each_datagram_to_a_relayed_address_that_was_closed_counts() {
+        let (mut sockets, _reader) = full_sockets();
+        sockets.push(run_of(16, Through::Relay(0)));
+        sockets.push(run_of(1, Through::Relay(0)));
+        sockets.flush(true);
+        let closed = Unsent {
+            closed: 17,
+            ..Unsent::default()
+        };
+        assert_eq!(sockets.unsent(), closed);
     }
 }

@@ -162,6 +162,28 @@ fn a_burst_over_two_channels_parts_and_one_between_clients_stays_whole() {
 }
 
 #[test]
+fn empty_datagrams_that_came_together_leave_one_by_one() {
+    let net = Net::new(1);
+    let (mut alice, mut bob, peer) = (net.caller(), net.caller(), net.host());
+    let (ra, rb) = (alice.allocate(), bob.allocate());
+    alice.bind(0x4001, peer.local_addr().unwrap());
+    alice.bind(0x4002, rb);
+    bob.bind(0x4003, ra);
+    for number in [0x4001, 0x4002] {
+        alice.post_burst(&vec![channel_data(number, b""); 9]);
+    }
+    for _ in 0..9 {
+        assert_eq!(receive(&peer), (vec![], ra));
+        assert_eq!(bob.next(), channel_data(0x4003, b""));
+    }
+    let report = net.shards().report();
+    assert_eq!(
+        (report.counters.to_peers.packets, report.counters.within.packets),
+        (9, 9)
+    );
+}
+
+#[test]
 fn bursts_of_many_clients_at_once_do_not_mix() {
     let net = Net::new(1);
     let peer = net.host();

@@ -139,7 +139,8 @@ fn a_stream_costs_little_and_a_hostile_one_not_much_more() {
     assert!(silent <= 1_024 && tcp <= 1_024, "{silent} {tcp}");
     assert!(half <= 4_096, "{half}");
     assert!(tls <= 8_192, "{tls}");
-    assert!(hello <= 24_576, "{hello}");
+    // The buffer of a hello that comes in pieces doubles as it grows.
+    assert!(hello <= 36_864, "{hello}");
 }
 
 trait ReadWrite: Read + Write {}

@@ -89,6 +89,7 @@ pub struct Allocation {
     /// The request that made it: the same one again gets the same answer.
     transaction: TransactionId,
     answer: IntegrityKind,
+    has_fingerprint: bool,
     /// At most one of each family.
     relays: [Option<RelayAddr>; 2],
     /// Given out with the first answer.
@@ -113,6 +114,8 @@ pub struct Beginning {
     pub key: Key,
     pub transaction: TransactionId,
     pub answer: IntegrityKind,
+    /// The request had one, so the answer does.
+    pub has_fingerprint: bool,
     pub relays: [Option<RelayAddr>; 2],
     pub token: Option<[u8; 8]>,
     pub refused_second: Option<u16>,
@@ -141,6 +144,10 @@ impl Allocation {
 
     pub const fn answer(&self) -> IntegrityKind {
         self.answer
+    }
+
+    pub const fn has_fingerprint(&self) -> bool {
+        self.has_fingerprint
     }
 
     pub const fn token(&self) -> Option<[u8; 8]> {
@@ -220,7 +227,8 @@ impl Allocation {
                 new += 1;
             }
         }
-        if self.permissions.len() + new > most {
+        // What is there may stay when a reload lowers the limit.
+        if new > 0 && self.permissions.len() + new > most {
             return Err(PermissionsFull);
         }
         let until = now.after(PERMISSION_LIFETIME).0;
@@ -423,6 +431,7 @@ impl Allocations {
             key,
             transaction,
             answer,
+            has_fingerprint,
             relays,
             token,
             refused_second,
@@ -436,6 +445,7 @@ impl Allocations {
             key,
             transaction,
             answer,
+            has_fingerprint,
             relays,
             token,
             refused_second,

@@ -301,19 +301,22 @@ impl StaticKeys {
     }
 }
 
+/// Whether it can be a realm. A short one keeps the answer to a stranger small; quotes and controls have no place in it (RFC 8489
+/// §14.9).
+pub fn check_realm(realm: &str) -> Result<(), CredentialFault> {
+    let is_good = |byte| (b' '..=b'~').contains(&byte) && !b"\"\\".contains(&byte);
+    if realm.is_empty() {
+        Err(CredentialFault::EmptyRealm)
+    } else if realm.len() > MAX_REALM || !realm.bytes().all(is_good) {
+        Err(CredentialFault::BadRealm)
+    } else {
+        Ok(())
+    }
+}
+
 impl Credentials {
     pub fn new(realm: &str, users: Vec<StaticUser>, timed: Vec<TimedSecret>) -> Result<Self, CredentialFault> {
-        if realm.is_empty() {
-            return Err(CredentialFault::EmptyRealm);
-        }
-        // A short realm keeps the answer to a stranger small; quotes and controls have no place in it (RFC 8489 §14.9).
-        if realm.len() > MAX_REALM
-            || !realm
-                .bytes()
-                .all(|byte| (b' '..=b'~').contains(&byte) && !b"\"\\".contains(&byte))
-        {
-            return Err(CredentialFault::BadRealm);
-        }
+        check_realm(realm)?;
         if users.is_empty() && timed.is_empty() {
             return Err(CredentialFault::NoCredentials);
         }

@@ -29,7 +29,7 @@ use crate::peers::RelayTable;
 use crate::table::HashKey;
 use crate::time::{Now, Random, Rate, Seconds, nanoseconds};
 use crate::wire::{Class, FiveTuple, Kind, Message, Method, PeerAddr, RelayAddr, demux};
-use early::Early;
+use early::{Early, Hold};
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::ops::Range;
@@ -223,7 +223,8 @@ impl Server {
 
     /// Ends what has ended, a bounded number at a time: while the next deadline is past, this is to be called again, after the outputs.
     pub fn handle_timeout(&mut self, now: Now) {
-        self.shared.early.handle_timeout(now.steady);
+        let given_up = self.shared.early.handle_timeout(now.steady);
+        self.count_given_up(given_up);
         for _ in 0..ENDED_AT_ONCE {
             let Some((place, is_over)) = self.allocations.next_ended(now.seconds()) else {
                 return;
@@ -291,15 +292,17 @@ impl Server {
         now: Now,
         random: Random<'_>,
     ) -> Result<Option<Hop>, Refusal> {
-        let (route, payload) = self
-            .forwarding
-            .client_packet(from, bytes, Run::ONE, now.steady)
-            .map_err(|dropped| {
-                if let Some((peer, data)) = self.forwarding.bound(from, bytes) {
-                    self.hold_early(dropped, from, peer, data, now);
-                }
-                Refusal::Dropped(dropped)
-            })?;
+        let mut routed = self.forwarding.client_packet(from, bytes, Run::ONE, now.steady);
+        if matches!(routed, Err(Dropped::NoPermission))
+            && let Some((peer, data)) = self.forwarding.bound(from, bytes)
+        {
+            match self.hold_early(from, peer, data, now) {
+                TooEarly::IsRefused => {}
+                TooEarly::Waits => return Ok(None),
+                TooEarly::MayPassNow => routed = self.forwarding.client_packet(from, bytes, Run::ONE, now.steady),
+            }
+        }
+        let (route, payload) = routed.map_err(Refusal::Dropped)?;
         Ok(Some(hop(route, payload, false, random)))
     }
 
@@ -317,7 +320,7 @@ impl Server {
         }
         let attributes = attributes::read(&message).map_err(Refusal::Fault)?;
         match (message.method, message.class) {
-            (Method::Send, Class::Indication) => self.send(from, &attributes, now, random).map(Some),
+            (Method::Send, Class::Indication) => self.send(from, &attributes, now, random),
             (Method::Send | Method::Data, _) | (_, Class::Indication | Class::Success | Class::Error) => {
                 Err(Refusal::NothingAsked)
             }
@@ -340,7 +343,7 @@ impl Server {
         attributes: &attributes::Attributes<'_>,
         now: Now,
         random: Random<'_>,
-    ) -> Result<Hop, Refusal> {
+    ) -> Result<Option<Hop>, Refusal> {
         let is_good =
             attributes.unknown.is_empty() && attributes.fault.is_none_or(|fault| fault == Fault::TooManyPeers);
         let (Some(peer), Some(data), true) = (attributes.peers.iter().next(), attributes.data, is_good) else {
@@ -355,23 +358,45 @@ impl Server {
         let peer = self.shared.relays().as_advertised(peer);
         self.settings.policy.check(peer).map_err(Refusal::Peer)?;
         let to = PeerAddr::new(peer);
-        let route = self.forwarding.send(from, to, data.value.len(), now.steady);
-        let route = route.map_err(|dropped| {
-            self.hold_early(dropped, from, to, data.value, now);
-            Refusal::Dropped(dropped)
-        })?;
+        let mut route = self.forwarding.send(from, to, data.value.len(), now.steady);
+        if matches!(route, Err(Dropped::NoPermission)) {
+            match self.hold_early(from, to, data.value, now) {
+                TooEarly::IsRefused => {}
+                TooEarly::Waits => return Ok(None),
+                TooEarly::MayPassNow => route = self.forwarding.send(from, to, data.value.len(), now.steady),
+            }
+        }
+        let route = route.map_err(Refusal::Dropped)?;
         let payload = data.start..data.start + data.value.len();
         // RFC 8656 §13: where a datagram changes its family, or is IPv6 on both sides, the attribute is ignored; of a stream it is not (§15).
         let is_heeded = from.transport().is_stream() || !from.is_v6() && peer.is_ipv4();
-        Ok(hop(route, payload, attributes.dont_fragment && is_heeded, random))
+        Ok(Some(hop(route, payload, attributes.dont_fragment && is_heeded, random)))
     }
 
-    /// A check for another client that has not permitted its sender yet waits a moment for that.
-    fn hold_early(&self, dropped: Dropped, from: &FiveTuple, peer: PeerAddr, packet: &[u8], now: Now) {
-        if dropped == Dropped::NoPermission
-            && let Some((to, source)) = self.forwarding.within(from, peer, now.seconds())
+    /// A check for another client that has not permitted its sender yet waits a moment for that. It is counted when it is given up.
+    fn hold_early(&mut self, from: &FiveTuple, peer: PeerAddr, packet: &[u8], now: Now) -> TooEarly {
+        let Some((to, source)) = self.forwarding.within(from, peer, now.seconds()) else {
+            return TooEarly::IsRefused;
+        };
+        match self.shared.early.hold(to, source, packet, now.steady) {
+            Hold::Refused => return TooEarly::IsRefused,
+            Hold::Waits => {}
+            Hold::Replaces => self.count_given_up(1),
+        }
+        // Another shard may have written the permission meanwhile; what it found is on its way.
+        let is_own = |other: &PeerAddr| *other == source;
+        if self.forwarding.is_admitted(from, peer, now.seconds())
+            && self.shared.early.take(to, is_own, now.steady).is_some()
         {
-            self.shared.early.hold(to, source, packet, now.steady);
+            return TooEarly::MayPassNow;
+        }
+        TooEarly::Waits
+    }
+
+    fn count_given_up(&mut self, checks: u64) {
+        if checks > 0 {
+            let refusal = Refusal::Dropped(Dropped::NoPermission);
+            self.counters.refusals.add_many(refusal, checks);
         }
     }
 
@@ -441,10 +466,19 @@ impl Server {
         let free_at = now.after(self.settings.limits.port_cool_down);
         for relay in allocation.relays().into_iter().flatten() {
             self.shared.pool.give_back(relay, free_at);
-            self.shared.early.forget(relay);
+            let is_given_up = self.shared.early.forget(relay);
+            self.count_given_up(is_given_up.into());
             self.outputs.push_back(Output::CloseRelay(relay));
         }
     }
+}
+
+/// What becomes of a packet that came before its permission.
+enum TooEarly {
+    IsRefused,
+    Waits,
+    /// The permission came while it was laid aside.
+    MayPassNow,
 }
 
 /// A route with what stands before its payload.

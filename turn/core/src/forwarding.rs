@@ -115,6 +115,10 @@ impl Size {
         if length > most {
             return Err(Dropped::TooLong);
         }
+        // Datagrams that leave in one piece are told apart by their length, and nothing has none.
+        if self.length == 0 && self.run != Run::ONE {
+            return Err(Dropped::NotTogether);
+        }
         self.run.check(route)
     }
 }
@@ -367,6 +371,18 @@ impl Forwarding {
         let entry = self.entry(self.find(from)?).filter(|entry| entry.permits(&peer, now))?;
         let relay = entry.relay_of_family(peer.is_v6(), relays)?;
         Some((to, PeerAddr::new(relays.advertised(relay)?)))
+    }
+
+    /// Whether the receiver of such a packet has permitted its sender by now.
+    pub fn is_admitted(&self, from: &FiveTuple, peer: PeerAddr, now: Seconds) -> bool {
+        let relays = &self.index.relays;
+        let entry = self.find(from).and_then(|place| self.entry(place));
+        let relay = entry.and_then(|entry| entry.relay_of_family(peer.is_v6(), relays));
+        let Some((relay, to)) = relay.zip(relays.relay_of(peer.socket())) else {
+            return false;
+        };
+        let words = self.index.read(to);
+        words.is_ok_and(|words| admitted(&words, relay, now).is_ok())
     }
 
     /// A datagram that came to a relayed address, or the first of several of one length.

@@ -6,7 +6,7 @@
 //! the same rule as the plain form. RFC 8656 §21.4, IANA special-purpose registries.
 
 use crate::wire::RelayAddr;
-use quietline_shared::address::{Canonical, canonical, is_special};
+use quietline_shared::address::{Canonical, canonical, is_isatap, is_special};
 use std::net::{IpAddr, SocketAddr};
 
 pub use quietline_shared::address::Prefix;
@@ -234,13 +234,20 @@ impl PeerPolicy {
             Canonical::Never if !self.is_allowed(address) => return Err(PeerRefusal::Embedded),
             Canonical::Never => address,
             Canonical::Inner(inner) => {
-                return match self.check_plain(IpAddr::V4(inner)) {
-                    Ok(()) => Ok(()),
-                    Err(_) => Err(PeerRefusal::Embedded),
-                };
+                self.check_plain(IpAddr::V4(inner)).map_err(|_| PeerRefusal::Embedded)?;
+                return self.check_disguise(address);
             }
         };
         self.check_plain(plain)
+    }
+
+    /// What the packet would be sent to, when what it carries is fine. The forms with a prefix of their own lie in no network that the world
+    /// reaches, and are judged by the inner address alone, unless the operator denies them; ISATAP's form is at home in every network.
+    fn check_disguise(&self, address: IpAddr) -> Result<(), PeerRefusal> {
+        match self.check_plain(address) {
+            Err(PeerRefusal::Special) if !is_isatap(address) => Ok(()),
+            other => other,
+        }
     }
 
     /// May a packet go to this address and port? Asked for each Send, ChannelBind and in-process hop's setup.
@@ -373,6 +380,36 @@ mod tests {
         }
         assert_eq!(refusal("::ffff:8.8.8.8"), None);
         assert_eq!(refusal("64:ff9b::8.8.8.8"), None);
+    }
+
+    #[test]
+    fn what_stands_around_a_public_address_is_judged_too() {
+        for text in [
+            "fd00:1:2:3:0:5efe:808:808",
+            "2001:db8::5efe:808:808",
+            "ff05::200:5efe:808:808",
+        ] {
+            assert_eq!(refusal(text), Some(PeerRefusal::Special), "{text}");
+        }
+        let policy = PeerPolicy {
+            deny: ["2a00:1:2::/48", "64:ff9b::/96"]
+                .into_iter()
+                .filter_map(Prefix::parse)
+                .collect(),
+            ..PeerPolicy::default()
+        };
+        for text in ["2a00:1:2:3:0:5efe:808:808", "64:ff9b::8.8.8.8"] {
+            assert_eq!(refusal(text), None, "{text}");
+            assert_eq!(
+                policy.check_address(text.parse().unwrap()),
+                Err(PeerRefusal::Denied),
+                "{text}"
+            );
+        }
+        assert_eq!(
+            policy.check_address("2a00:1:3:3:0:5efe:808:808".parse().unwrap()),
+            Ok(())
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use turn_core::auth::{Denied, NONCE_EPOCH, Nonces};
 use turn_core::control::{Limits, Refusal, Settings, Shared};
 use turn_core::forwarding::Dropped;
 use turn_core::peers::{PeerPolicy, PeerRefusal, Prefix, RELAY_PORTS, RelayAddress, RelayTable};
-use turn_core::wire::Transport;
+use turn_core::wire::{Method, Transport};
 use world::*;
 
 const CLIENT: &str = "8.8.4.4:40000";
@@ -364,6 +364,7 @@ fn a_port_that_does_not_open_is_replaced_before_the_client_hears() {
     assert_eq!(world.failing_relays, 83);
     assert_eq!(world.refused(Refusal::PortsDoNotOpen), 1);
     assert_eq!(world.shared.allocations(), 1);
+    assert_eq!(world.server.counters().successes.count(Method::Allocate), 1);
 
     // One address of two opens.
     world.failing_relays = 17;
@@ -374,6 +375,58 @@ fn a_port_that_does_not_open_is_replaced_before_the_client_hears() {
         reply.addresses(RELAYED).len(),
         2 - usize::from(reply.has(ADDRESS_ERROR))
     );
+}
+
+#[test]
+fn who_allocates_and_ends_all_the_time_leaves_ports_to_others() {
+    let mut world = World::with(Options {
+        ports: (50_000, 50_009),
+        ..Options::default()
+    });
+    let mut busy = client();
+    for _ in 0..50 {
+        busy.allocate(&mut world);
+        assert_eq!(busy.refresh(&mut world, 0).code(), 0);
+    }
+    let mut other = Client::new("8.8.4.5:40000");
+    other.allocate(&mut world);
+    assert_eq!(world.refused(Refusal::NoPort), 0);
+}
+
+#[test]
+fn an_answer_has_a_fingerprint_like_its_request_although_a_port_did_not_open() {
+    for failing in [1, 100] {
+        let mut world = World::new();
+        let mut client = client();
+        client.greet(&mut world);
+        world.failing_relays = failing;
+        let draft = client.draft(ALLOCATE).with(UDP.0, UDP.1);
+        let bytes = client.sign(draft).fingerprint().0;
+        assert!(world.exchange(&client.tuple, &bytes).unwrap().has(FINGERPRINT));
+    }
+}
+
+#[test]
+fn a_limit_that_a_reload_lowered_ends_no_permission() {
+    let mut world = World::new();
+    let mut client = client();
+    client.allocate(&mut world);
+    client.permit(&mut world, &["1.2.3.4", "1.2.3.5"]);
+    client.bind(&mut world, 0x4000, PEER_A);
+    let limits = Limits {
+        permissions_per_allocation: 1,
+        channels_per_allocation: 0,
+        ..Limits::default()
+    };
+    let options = Options {
+        limits,
+        ..Options::default()
+    };
+    let relays = world.shared.relays().clone();
+    world.server.reload(options.settings(USERS, &relays));
+    assert_eq!(client.permit(&mut world, &["1.2.3.4", "1.2.3.5"]).code(), 0);
+    assert_eq!(client.bind(&mut world, 0x4000, PEER_A).code(), 0);
+    assert_eq!(client.permit(&mut world, &["1.2.3.6"]).code(), 508);
 }
 
 #[test]
@@ -524,7 +577,6 @@ fn shards_share_quotas_reservations_and_nonces() {
     assert_eq!(third.ask_with(&mut two, ALLOCATE, &[UDP]).code(), 486);
     second.refresh(&mut one, 0);
     assert_eq!(third.ask_with(&mut two, ALLOCATE, &[UDP]).code(), 0);
-    // A port that one shard had serves another after its cool-down.
     assert_eq!(two.server.counters().allocations, 2);
 }
 

@@ -4,6 +4,7 @@ mod world;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use turn_core::control::early::{HELD, LONGEST};
 use turn_core::control::{Limits, Refusal};
@@ -66,6 +67,11 @@ impl Call {
         self.bob_asks(draft)
     }
 
+    /// Packets that went nowhere for want of a permission.
+    fn given_up(&self) -> u64 {
+        self.world.refused(Refusal::Dropped(Dropped::NoPermission))
+    }
+
     fn bob_permits_alice(&mut self) -> Vec<Vec<u8>> {
         self.bob_permits(&self.at_alice.ip().to_string())
     }
@@ -93,12 +99,12 @@ fn a_check_that_came_before_its_permission_follows_the_answer_to_it_once() {
         let mut call = Call::new();
         let check = check(length);
         call.alice_sends(&check);
-        assert_eq!(call.world.refused(Refusal::Dropped(Dropped::NoPermission)), 1);
         let got = call.bob_permits_alice();
         assert_eq!(got.len(), 2);
         assert_eq!(Reply::read(&got[0]).kind, PERMIT | SUCCESS);
         assert_eq!(data(&got[1]), (call.at_alice, check));
         assert_eq!(call.bob_permits_alice().len(), 1);
+        assert_eq!(call.given_up(), 0);
     }
 }
 
@@ -133,6 +139,62 @@ fn it_finds_a_client_of_another_shard() {
     assert_eq!(data(&other.replies[1].1), (call.at_alice, check));
 }
 
+/// One shard looks for the permission and lays the check aside, the other writes the permission and looks for checks.
+#[test]
+fn a_check_that_meets_its_permission_on_another_shard_comes_once() {
+    const ROUNDS: u32 = 400;
+    let limits = Limits {
+        allocations_per_prefix: ROUNDS + 2,
+        challenges_per_second: 1_000_000,
+        challenge_burst: 1_000_000,
+        ..Limits::default()
+    };
+    let mut call = call_with(
+        Client::new(BOB),
+        Options {
+            limits: limits.clone(),
+            ..Options::default()
+        },
+    );
+    let options = Options {
+        limits,
+        ..Options::default()
+    };
+    let settings = options.settings(USERS, call.world.shared.relays());
+    let mut other = World::shard(Arc::clone(&call.world.shared), settings, 1);
+    let check = check(100);
+    for round in 0..ROUNDS {
+        // Nobody has permitted anybody for a new one.
+        let mut carol = Client::new(&format!("8.8.4.6:{}", 40_000 + round));
+        let at_carol = carol.allocate(&mut other);
+        let draft = call.alice.draft(SEND).address(PEER, at_carol);
+        let (indication, alice) = (draft.with(PAYLOAD, &check).0, call.alice.tuple);
+        let draft = carol.draft(PERMIT).address(PEER, call.at_alice);
+        let request = carol.sign(draft).0;
+        let (here, ready) = (&mut call.world, &AtomicU32::new(0));
+        let meet = move || {
+            ready.fetch_add(1, Ordering::SeqCst);
+            while ready.load(Ordering::SeqCst) < 2 {
+                std::hint::spin_loop();
+            }
+        };
+        let passed = std::thread::scope(|scope| {
+            let sent = scope.spawn(|| {
+                meet();
+                // A signature takes its time to check: somewhere here the two meet.
+                (0..round).for_each(|_| std::hint::spin_loop());
+                here.packet(&alice, &indication)
+            });
+            meet();
+            assert_eq!(other.packet(&carol.tuple, &request), None);
+            sent.join().expect("the other shard lives")
+        });
+        let released = other.replies.len() - 1;
+        assert_eq!(usize::from(passed.is_some()) + released, 1, "round {round}");
+        other.replies.clear();
+    }
+}
+
 #[test]
 fn the_newest_check_waits_and_none_waits_longer_than_half_a_second() {
     let mut call = Call::new();
@@ -140,8 +202,11 @@ fn the_newest_check_waits_and_none_waits_longer_than_half_a_second() {
     let held_at = call.world.steady;
     assert_eq!(call.world.server.next_deadline(), Some(held_at + HELD));
     call.world.steady += HELD - Duration::from_millis(1);
+    assert_eq!(call.given_up(), 0);
     call.alice_sends(&check(104));
+    assert_eq!(call.given_up(), 1);
     assert_eq!(data(&call.bob_permits_alice()[1]).1, check(104));
+    assert_eq!(call.given_up(), 1);
 
     // Without a timer.
     let mut call = Call::new();
@@ -155,6 +220,7 @@ fn the_newest_check_waits_and_none_waits_longer_than_half_a_second() {
     call.alice_sends(&check(100));
     call.world.pass(1);
     assert_eq!(call.world.server.next_deadline(), before);
+    assert_eq!(call.given_up(), 1);
 }
 
 #[test]

@@ -54,7 +54,7 @@ fn what_must_be_decided_one_by_one_is_no_run_and_counts_nothing() {
     alice.bind(&mut world, 0x4001, &rb.to_string());
     bob.bind(&mut world, 0x4002, &ra.to_string());
     let now = world.now();
-    let before = format!("{:?}", world.server.counters());
+    let first = format!("{:?}", world.server.counters());
     // A Data indication has a transaction of its own, a stream takes frame by frame.
     let from = peer("1.2.3.4:5000");
     assert_eq!(
@@ -63,6 +63,16 @@ fn what_must_be_decided_one_by_one_is_no_run_and_counts_nothing() {
     );
     let bytes = channel_data(0x4001, &[1; 100]);
     assert_eq!(world.server.handle_client_run(&alice.tuple, &bytes, run(2), now), None);
+    assert_eq!(format!("{:?}", world.server.counters()), first);
+    // Nothing has no length by which one is told from the next.
+    alice.bind(&mut world, 0x4000, "1.2.3.4:5000");
+    let before = format!("{:?}", world.server.counters());
+    let bytes = channel_data(0x4000, &[]);
+    assert_eq!(world.server.handle_client_run(&alice.tuple, &bytes, run(2), now), None);
+    assert_eq!(
+        world.server.handle_peer_run(world.relay(ra), from, 0, run(2), now),
+        None
+    );
     // Nobody's channel, nobody's permission, no ChannelData.
     let bytes = channel_data(0x4007, &[1; 100]);
     assert_eq!(world.server.handle_client_run(&alice.tuple, &bytes, run(2), now), None);

@@ -194,6 +194,38 @@ fn what_else_serves_on_this_machine_is_no_peer() {
     assert!(!may(&policy, "127.0.0.1") && may(&policy, "127.0.0.2"));
 }
 
+#[test]
+fn an_address_that_comes_and_goes_is_listened_on_by_nobody_and_is_no_peer() {
+    let temporary: IpAddr = "2a00::1234".parse().unwrap();
+    let home = Home::new();
+    let machine = machine().and_passing(&[temporary]);
+    home.good("");
+    let (mut settings, _) = read(&home.0.path().join("turn.toml"), &machine).ok().unwrap();
+    assert!(
+        settings
+            .place
+            .listeners
+            .iter()
+            .all(|listener| listener.ip() != temporary)
+    );
+    assert_eq!(settings.place.relays.number_of(temporary), None);
+    let may = |settings: &Settings, ip: IpAddr| settings.peers.policy(&settings.place).check_address(ip).is_ok();
+    assert!(!may(&settings, temporary));
+    // Another one takes its place later.
+    let next: IpAddr = "2a00::5678".parse().unwrap();
+    assert!(may(&settings, next));
+    settings.place.look_again(&self::machine().and_passing(&[next]));
+    assert!(!may(&settings, next) && may(&settings, temporary));
+    // What we listen on or relay stays what it is.
+    assert!(
+        settings
+            .place
+            .others
+            .iter()
+            .all(|ip| settings.place.relays.number_of(*ip).is_none())
+    );
+}
+
 // ---- Faults
 
 #[test]
@@ -414,7 +446,7 @@ fn what_waits_for_a_restart_is_named() {
             None,
         ),
         ("auth.user = [{ name = 'alice', password_file = 'password' }]", None),
-        ("auth.realm = 'other'", None),
+        ("auth.realm = 'other'", Some("auth.realm")),
         ("peers.deny = ['1.2.3.4']", None),
         ("limits.allocations = 5", None),
         ("streams.total = 5", None),
@@ -424,6 +456,20 @@ fn what_waits_for_a_restart_is_named() {
         let text = format!("{AUTH}{text}");
         let after = home.read(&text).ok().unwrap().0.fixed;
         assert_eq!(before.differences(&after), Vec::from_iter(name), "{text}");
+    }
+}
+
+#[test]
+fn after_a_reload_the_page_tells_where_the_relay_is() {
+    let home = Home::new();
+    let (running, _) = home.read(&format!("{AUTH}listen.ports = [3478]")).ok().unwrap();
+    let text = format!("{AUTH}listen = {{ ports = [443], name = 'turn.example.org' }}");
+    let (mut again, _) = home.read(&text).ok().unwrap();
+    again.stay(&running.fixed, &running.place);
+    let urls = crate::offer::urls(&again);
+    assert!(!urls.is_empty());
+    for url in urls {
+        assert_eq!((url.port, &*url.host), (3478, "turn.example.org"));
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 #[serde(default, deny_unknown_fields)]
 pub struct StreamSettings {
     /// Streams of all shards together. Default 10,000, as many as allocations: a client needs one each. Beside the kernel's socket
-    /// one takes 300 bytes, with TLS 7 KiB, and 19 KiB while its handshake lasts.
+    /// one takes 300 bytes, with TLS 7 KiB, and 19 to 32 KiB while its handshake lasts.
     pub total: u32,
     /// Streams of one source prefix, /24 or /56. Default 1,024, as many as allocations: whole towns share one address.
     pub per_prefix: u32,

@@ -84,6 +84,11 @@ impl Events {
         self.count == 0
     }
 
+    /// Whether there may be more than there was room for.
+    pub const fn is_full(&self) -> bool {
+        self.count == self.list.len()
+    }
+
     pub const fn clear(&mut self) {
         self.count = 0;
     }

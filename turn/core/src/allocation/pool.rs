@@ -99,12 +99,16 @@ impl Pool {
         }
     }
 
-    /// A random free port of that family. `None`: there is none.
+    /// A random free port of that family; where all others are taken, the one that has rested longest: who begins and ends allocations
+    /// as fast as they can must not leave the others without. `None`: there is none.
     pub fn take(&self, is_v6: bool, wish: PortWish, user: UserId, now: Now, random: Random<'_>) -> Option<Taken> {
         let mut state = self.lock();
         state.settle(now.seconds());
         let addresses: Vec<u8> = self.relays.of_family(is_v6).collect();
         let begin = below(random, addresses.len());
+        if !addresses.iter().any(|address| state.has(*address, wish)) {
+            state.wake_rested(&addresses, wish);
+        }
         for address in addresses.iter().cycle().skip(begin).take(addresses.len()).copied() {
             let Some(port) = state
                 .free
@@ -195,6 +199,21 @@ impl State {
             ports.mark(relay.port, is_free);
         }
     }
+
+    fn has(&self, address: u8, wish: PortWish) -> bool {
+        self.free.get(usize::from(address)).is_some_and(|ports| ports.has(wish))
+    }
+
+    /// Ends the rest of the port, or the two, that rested longest of those that would do.
+    fn wake_rested(&mut self, addresses: &[u8], wish: PortWish) {
+        let at = self.cooling.iter().position(|(_, relay)| {
+            let ports = self.free.get(usize::from(relay.address));
+            addresses.contains(&relay.address) && ports.is_some_and(|ports| ports.would_suit(relay.port, wish))
+        });
+        if let Some((_, relay)) = at.and_then(|at| self.cooling.remove(at)) {
+            self.mark(relay, true);
+        }
+    }
 }
 
 /// A bitmap of free ports.
@@ -257,6 +276,22 @@ impl PortSet {
                 PortWish::Even => is_even,
                 PortWish::Pair => is_even && self.is_free(place + 1),
             }
+    }
+
+    fn has(&self, wish: PortWish) -> bool {
+        self.free > 0 && (wish == PortWish::Any || (0..self.ports).any(|place| self.suits(place, wish)))
+    }
+
+    /// Whether a wish that cannot be met could be, if this port were free.
+    fn would_suit(&self, port: u16, wish: PortWish) -> bool {
+        let is_even = port.is_multiple_of(2);
+        let place = usize::from(port.wrapping_sub(self.first));
+        match wish {
+            PortWish::Any => true,
+            PortWish::Even => is_even,
+            PortWish::Pair if is_even => self.is_free(place + 1),
+            PortWish::Pair => place.checked_sub(1).is_some_and(|before| self.is_free(before)),
+        }
     }
 
     /// Draws until a port suits; when nearly all are taken, the first one behind the last draw.
@@ -364,21 +399,39 @@ mod tests {
 
     #[test]
     fn a_port_cools_down_before_it_is_given_again() {
-        let pool = pool((50_000, 50_000));
+        let pool = pool((50_000, 50_049));
         let mut random = generator();
-        let relay = pool
-            .take(false, PortWish::Any, user(b"a"), NOW, &mut random)
-            .unwrap()
-            .relay;
+        let mut take = |now| pool.take(false, PortWish::Any, user(b"a"), now, &mut random);
+        let relay = take(NOW).unwrap().relay;
         pool.give_back(relay, at(10).after(Duration::from_secs(60)));
-        assert!(
-            pool.take(false, PortWish::Any, user(b"a"), at(69), &mut random)
-                .is_none()
-        );
-        assert!(
-            pool.take(false, PortWish::Any, user(b"a"), at(70), &mut random)
-                .is_some()
-        );
+        for second in 11..60 {
+            assert_ne!(take(at(second)).unwrap().relay, relay);
+        }
+        assert_eq!(take(at(70)).unwrap().relay, relay);
+        assert!(take(at(70)).is_none());
+    }
+
+    #[test]
+    fn who_begins_and_ends_all_the_time_leaves_no_other_without_a_port() {
+        let pool = pool((50_000, 50_003));
+        let mut random = generator();
+        let mut take = |wish, now| pool.take(false, wish, user(b"a"), now, &mut random);
+        let rest = |relay, now: Now| pool.give_back(relay, now.after(Duration::from_secs(60)));
+        let taken: Vec<RelayAddr> = (0..4).map(|_| take(PortWish::Any, NOW).unwrap().relay).collect();
+        for (second, relay) in (1..).zip(&taken) {
+            rest(*relay, at(second));
+        }
+        // The longest rested first.
+        for relay in &taken {
+            assert_eq!(take(PortWish::Any, at(5)).unwrap().relay, *relay);
+        }
+        assert!(take(PortWish::Any, at(5)).is_none());
+        for port in [50_003, 50_001, 50_002] {
+            rest(RelayAddr { address: 0, port }, at(6));
+        }
+        assert_eq!(take(PortWish::Even, at(7)).unwrap().relay.port, 50_002);
+        assert!(take(PortWish::Even, at(7)).is_none());
+        assert!(take(PortWish::Pair, at(7)).is_none());
     }
 
     #[test]

@@ -181,6 +181,13 @@ impl<T: Copy + PartialEq> Tally<T> {
         }
     }
 
+    /// One of those that were added was none.
+    pub fn take_back(&mut self, name: T) {
+        if let Some((_, count)) = self.0.iter_mut().find(|(other, _)| *other == name) {
+            *count = count.saturating_sub(1);
+        }
+    }
+
     /// Adds what another has counted.
     pub fn merge(&mut self, other: &Self) {
         other.iter().for_each(|(name, count)| self.add_many(name, count));

@@ -10,7 +10,7 @@
 
 use crate::time::nanoseconds;
 use crate::wire::{Class, Message, Method, PeerAddr, RelayAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use zeroize::Zeroize;
@@ -30,6 +30,16 @@ pub struct Early {
 }
 
 const NEVER: u64 = u64::MAX;
+
+/// What became of a packet that may not pass yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// No check, or too long: it does not wait.
+    Refused,
+    Waits,
+    /// It waits, and one that waited before it is given up.
+    Replaces,
+}
 
 /// One check, overwritten when it is gone.
 pub struct Check {
@@ -66,12 +76,13 @@ impl Default for Early {
 }
 
 impl Early {
-    /// Holds what is a check, in the place of one that was held for the same relayed address.
-    pub fn hold(&self, to: RelayAddr, source: PeerAddr, packet: &[u8], now: Duration) {
+    /// Holds what is a check, in the place of one that was held for the same relayed address. The permission may have come since the
+    /// caller looked for it, and found nothing that waits: so the caller looks once more.
+    pub fn hold(&self, to: RelayAddr, source: PeerAddr, packet: &[u8], now: Duration) -> Hold {
         let is_check = Message::parse(packet)
             .is_ok_and(|message| (message.method, message.class) == (Method::Binding, Class::Request));
         if !is_check || packet.len() > LONGEST {
-            return;
+            return Hold::Refused;
         }
         let mut check = Box::new(Check {
             to,
@@ -83,14 +94,19 @@ impl Early {
         check.bytes.iter_mut().zip(packet).for_each(|(to, from)| *to = *from);
         let until = nanoseconds(check.until);
         let mut places = self.lock();
-        if let Some(place) = places.get_mut(place_of(to)) {
-            *place = Some(check);
-        }
+        let before = places.get_mut(place_of(to)).and_then(|place| place.replace(check));
         self.next.fetch_min(until, Ordering::Relaxed);
+        // With the one in `take`: either who permits finds that something waits, or who looks now finds the permission.
+        fence(Ordering::SeqCst);
+        match before {
+            None => Hold::Waits,
+            Some(_) => Hold::Replaces,
+        }
     }
 
-    /// What waits for this relayed address, if its sender is permitted now.
+    /// What waits for this relayed address, if its sender is permitted now. The permission is written before this is asked.
     pub fn take(&self, to: RelayAddr, is_permitted: impl Fn(&PeerAddr) -> bool, now: Duration) -> Option<Box<Check>> {
+        fence(Ordering::SeqCst);
         if self.is_empty() {
             return None;
         }
@@ -100,27 +116,29 @@ impl Early {
             .take_if(|check| check.to == to && check.until > now && is_permitted(&check.source))
     }
 
-    /// The relayed address is nobody's any more.
-    pub fn forget(&self, to: RelayAddr) {
+    /// The relayed address is nobody's any more: whether a check for it is given up.
+    pub fn forget(&self, to: RelayAddr) -> bool {
         if self.is_empty() {
-            return;
-        }
-        if let Some(place) = self.lock().get_mut(place_of(to)) {
-            place.take_if(|check| check.to == to);
-        }
-    }
-
-    /// Forgets what has waited long enough.
-    pub fn handle_timeout(&self, now: Duration) {
-        if self.next_deadline().is_none_or(|deadline| deadline > now) {
-            return;
+            return false;
         }
         let mut places = self.lock();
-        for place in places.iter_mut() {
-            place.take_if(|check| check.until <= now);
+        let place = places.get_mut(place_of(to));
+        place.is_some_and(|place| place.take_if(|check| check.to == to).is_some())
+    }
+
+    /// Forgets what has waited long enough: how many are given up.
+    pub fn handle_timeout(&self, now: Duration) -> u64 {
+        if self.next_deadline().is_none_or(|deadline| deadline > now) {
+            return 0;
         }
+        let mut places = self.lock();
+        let over = places
+            .iter_mut()
+            .filter_map(|place| place.take_if(|check| check.until <= now));
+        let given_up = over.count() as u64;
         let next = places.iter().flatten().map(|check| nanoseconds(check.until)).min();
         self.next.store(next.unwrap_or(NEVER), Ordering::Relaxed);
+        given_up
     }
 
     pub fn next_deadline(&self) -> Option<Duration> {

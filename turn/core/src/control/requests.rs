@@ -188,7 +188,8 @@ impl Server {
             if !is_again {
                 return Err(Refusal::Mismatch);
             }
-            self.answer_allocated(place, request.now, request.attributes.has_fingerprint);
+            self.answer_allocated(place, request.now);
+            self.counters.successes.add(Method::Allocate);
             return Ok(());
         }
         if let Some(until) = verified.timed_until {
@@ -242,6 +243,7 @@ impl Server {
             key: verified.key.duplicate(),
             transaction: request.message.transaction,
             answer: verified.answer,
+            has_fingerprint: request.attributes.has_fingerprint,
             relays: given.relays,
             token: given.token,
             refused_second: given.refused_second,
@@ -253,7 +255,8 @@ impl Server {
         for relay in given.relays.into_iter().flatten() {
             self.outputs.push_back(Output::OpenRelay(relay));
         }
-        self.answer_allocated(place, request.now, request.attributes.has_fingerprint);
+        self.answer_allocated(place, request.now);
+        self.counters.successes.add(Method::Allocate);
         Ok(())
     }
 
@@ -322,7 +325,7 @@ impl Server {
     }
 
     /// The answer that made an allocation known, with the time it has left.
-    fn answer_allocated(&mut self, place: u32, now: Now, with_fingerprint: bool) {
+    fn answer_allocated(&mut self, place: u32, now: Now) {
         let Some(allocation) = self.allocations.get(place) else {
             return;
         };
@@ -340,7 +343,7 @@ impl Server {
             Class::Success,
             transaction,
             signature,
-            with_fingerprint,
+            allocation.has_fingerprint(),
             |writer| {
                 let mut family = None;
                 for address in allocation.relays().into_iter().flatten() {
@@ -363,7 +366,6 @@ impl Server {
                 put_address(writer, kind::XOR_MAPPED_ADDRESS, client.client(), &transaction);
             },
         );
-        self.counters.successes.add(Method::Allocate);
         self.outputs.push_back(Output::Send { to: client, answer });
     }
 
@@ -377,17 +379,16 @@ impl Server {
         };
         let (client, user, wish) = (allocation.client(), allocation.user(), allocation.wish());
         let (transaction, answer) = (allocation.transaction(), allocation.answer());
-        let (key, token) = (allocation.key().duplicate(), allocation.token());
+        let (key, token, has_fingerprint) = (
+            allocation.key().duplicate(),
+            allocation.token(),
+            allocation.has_fingerprint(),
+        );
         self.outputs.retain(|output| match output {
             Output::Send { to, answer } => *to != client || !answer.answers(&transaction),
             Output::OpenRelay(_) | Output::CloseRelay(_) => true,
         });
-        // Somebody else has the port: it rests as if it had been ours.
-        let rested = now.after(self.settings.limits.port_cool_down);
-        self.shared.pool.give_back(relay, rested);
-        if let Some(neighbour) = token.and_then(|token| self.shared.pool.claim(&token, user, now)) {
-            self.shared.pool.give_back(neighbour, rested);
-        }
+        let neighbour = token.and_then(|token| self.shared.pool.claim(&token, user, now));
         let is_v6 = self
             .shared
             .relays()
@@ -417,9 +418,10 @@ impl Server {
             if let Some(taken) = taken {
                 self.outputs.push_back(Output::OpenRelay(taken.relay));
             }
-            self.answer_allocated(place, now, false);
+            self.answer_allocated(place, now);
         } else {
             self.end(place, now);
+            self.counters.successes.take_back(Method::Allocate);
             self.counters.refusals.add(Refusal::PortsDoNotOpen);
             let signature = Some((answer, &key));
             let answer = Answer::write(
@@ -427,12 +429,17 @@ impl Server {
                 Class::Error,
                 transaction,
                 signature,
-                false,
+                has_fingerprint,
                 |writer| {
                     put_error(writer, 508);
                 },
             );
             self.outputs.push_back(Output::Send { to: client, answer });
+        }
+        // Somebody else has the port: it rests as if it had been ours. Not before the index has forgotten it: whoever gets it next writes there.
+        let rested = now.after(self.settings.limits.port_cool_down);
+        for relay in [Some(relay), neighbour].into_iter().flatten() {
+            self.shared.pool.give_back(relay, rested);
         }
     }
 
