@@ -6,6 +6,7 @@ mod audit;
 mod desk;
 pub mod keys;
 mod relay;
+mod settled;
 mod trial;
 
 pub use audit::{View, audit, audit_now};

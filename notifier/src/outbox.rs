@@ -207,7 +207,7 @@ impl OutboxHandle {
     }
 
     /// Waits until the wakeups and the marks are on disk, both, or refused, both. While the disk is full or fails it waits for
-    /// better times. A wakeup that is worthless or finds no room is dropped and counted; its mark stays.
+    /// better times. A wakeup that finds no room or no lane is dropped and counted; its mark stays.
     pub async fn accept(&self, wakeups: Vec<Sealed>, marks: Vec<Mark>) -> Result<(), OutboxError> {
         let (done, answer) = oneshot::channel();
         self.send(Accept { wakeups, marks, done }).await?;
@@ -244,7 +244,7 @@ enum Order {
 
 struct Driver {
     machine: Outbox,
-    /// The machine's time. Marks bear that of the wall clock, by which they are read at the next start.
+    /// The machine's own time. Marks bear that of the wall clock, by which they are read at the next start.
     clock: SteadyClock,
     journal: Journal,
     reader: OutboxReader,
@@ -405,7 +405,8 @@ impl Driver {
                 Err(rejected) => metrics::counter!("outbox_rejected_total", "reason" => rejected.label()).increment(1),
             }
         }
-        self.journal.add(entries, marks, done);
+        let refused = self.journal.add(entries, marks, done);
+        self.machine.handle_write_failed(refused);
     }
 
     /// As far as there is room: what waits stays with the machine, which lets its lane wait.
@@ -431,7 +432,9 @@ impl Driver {
     }
 
     fn now_ms(&mut self) -> i64 {
-        self.clock.now_ms(Instant::now(), unix_ms())
+        let now_ms = self.clock.now_ms(Instant::now());
+        self.machine.note_wall_clock(now_ms, unix_ms());
+        now_ms
     }
 
     fn takes(&self, queue: &mpsc::Receiver<Order>) -> bool {
@@ -572,6 +575,8 @@ pub enum OutboxError {
     ForeignRowKey,
     #[error("the outbox is closed")]
     Closed,
+    #[error("more wakeups at once than one commit may take")]
+    TooLarge,
     #[error("the system gives no random numbers")]
     NoRandomness,
     #[error("the database refused a statement (code {code})")]
@@ -588,6 +593,7 @@ impl OutboxError {
             Self::Version => "version",
             Self::ForeignRowKey => "foreign_row_key",
             Self::Closed => "closed",
+            Self::TooLarge => "too_large",
             Self::NoRandomness => "no_randomness",
             Self::Internal { .. } => "internal",
         }

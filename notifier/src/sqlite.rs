@@ -170,6 +170,21 @@ impl Writer {
         self.truncate_at = (!is_empty).then(|| Instant::now() + TRUNCATE_AGAIN);
     }
 
+    /// As [`Self::truncate`], for who may go on only when nothing of before is in the WAL: the copier or a reader in the way is waited for.
+    pub async fn erase(&mut self) -> Result<(), SqliteFault> {
+        let until = Instant::now() + ERASE_PATIENCE;
+        loop {
+            self.truncate().await;
+            if self.truncate_at.is_none() {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                return Err(SqliteFault::Busy);
+            }
+            tokio::time::sleep(ERASE_AGAIN).await;
+        }
+    }
+
     /// Whether all of it was done. Somebody may have been in the way; that is no error.
     async fn checkpoint(&mut self, how: &'static str) -> bool {
         let done: Result<(i64, i64, i64), _> = sqlx::query_as(how).fetch_one(&mut self.connection).await;
@@ -236,7 +251,8 @@ impl Packed {
         }
         push_hex(&mut self.table, name);
         self.table.push(',');
-        // A blob stays below SQLite's limit of 2^30 bytes: groups are bounded.
+        // SQLite refuses a blob of more than 10^9 bytes. Who packs bounds what goes into one statement: the outbox in bytes (16 MiB), all others in
+        // rows.
         push_number(&mut self.table, self.blob.len() as i64 + 1);
         self.table.push(',');
         push_number(&mut self.table, content.len() as i64);
@@ -330,6 +346,11 @@ impl SqliteFault {
     pub const fn is_retryable(self) -> bool {
         matches!(self, Self::DiskFull | Self::Io | Self::Busy)
     }
+
+    /// Whether it may concern one row of many: a limit, a number that is there already.
+    pub const fn may_be_of_one_row(self) -> bool {
+        matches!(self, Self::Internal { .. })
+    }
 }
 
 impl From<NoRandomness> for SqliteFault {
@@ -394,6 +415,12 @@ pub const LONGEST_ERASE_AFTER: Duration = Duration::from_secs(50);
 
 /// Readers are in the way for milliseconds.
 const TRUNCATE_AGAIN: Duration = Duration::from_millis(500);
+
+/// How long a writer waits for an empty WAL. Meanwhile nothing is written; who asked asks again later.
+const ERASE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Pause between two tries of that.
+const ERASE_AGAIN: Duration = Duration::from_millis(20);
 
 const PAGE_BYTES: u32 = 4_096;
 
@@ -487,6 +514,19 @@ mod tests {
         assert_eq!(rows, 3 * 2_048);
         writer.close().await;
         assert!(!with_suffix(&path, "-wal").exists(), "the writer was the last one");
+    }
+
+    /// From 3.7.0 to 3.51.2 a checkpoint beside a connection that writes could damage the file (<https://www.sqlite.org/wal.html#walresetbug>),
+    /// and that is what the copier makes.
+    #[tokio::test]
+    async fn the_sqlite_that_is_built_in_lets_a_copier_run_beside_a_writer() {
+        let mut memory = SqliteConnectOptions::new().in_memory(true).connect().await.unwrap();
+        let (version,): (String,) = sqlx::query_as("SELECT sqlite_version()")
+            .fetch_one(&mut memory)
+            .await
+            .unwrap();
+        let numbers: Vec<u32> = version.split('.').map(|number| number.parse().unwrap()).collect();
+        assert!(numbers >= vec![3, 51, 3], "SQLite {version}");
     }
 
     #[test]

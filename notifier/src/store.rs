@@ -9,7 +9,7 @@ use crate::keyring::Keyring;
 use crate::sqlite::keys::KeyUse;
 use crate::sqlite::{ERASE_AFTER, LONGEST_ERASE_AFTER};
 use futures_util::future::BoxFuture;
-use notifier_core::subscription::{DeviceId, Subaccount, Subscription};
+use notifier_core::subscription::{DeviceId, Subaccount, Subscription, Unsubscription};
 use quietline_shared::crypto::keyed_hash_32;
 use quietline_shared::redact::Secret;
 use serde::Deserialize;
@@ -21,6 +21,10 @@ use tokio::sync::mpsc;
 pub trait SubscriptionStore: Send + Sync + 'static {
     /// Stores or renews. Durable when it returns.
     fn put(&self, subscription: &Subscription) -> BoxFuture<'_, Result<Put, StoreError>>;
+
+    /// Forgets a device whose owner wishes it, unless it was subscribed with a later signature: requests can overtake each other, and
+    /// whoever saw one can send it again. Durable when it returns.
+    fn unsubscribe<'a>(&'a self, wish: &'a Unsubscription) -> BoxFuture<'a, Result<Unsubscribed, StoreError>>;
 
     /// Forgets one device of one account; whether it was there. Durable when it returns.
     fn remove<'a>(&'a self, device: &'a DeviceId) -> BoxFuture<'a, Result<bool, StoreError>>;
@@ -69,6 +73,15 @@ pub enum Put {
     KeptNewer,
     /// Not stored: the signer used a binding before, and this subscription has none.
     BindingRequired,
+}
+
+/// What became of an `unsubscribe`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsubscribed {
+    Removed,
+    NotThere,
+    /// The row was signed later, and stays.
+    KeptNewer,
 }
 
 /// Why the store could not do it. The names are metric labels.

@@ -64,6 +64,20 @@ pub struct Incoming {
     _room: OwnedSemaphorePermit,
 }
 
+#[cfg(test)]
+impl Incoming {
+    /// One that waits alone.
+    pub fn alone(node: NodeKey, swarm: SwarmId, body: Bytes) -> Self {
+        Self {
+            node,
+            swarm,
+            second_link_up: false,
+            body,
+            _room: Arc::new(Semaphore::new(1)).try_acquire_owned().expect("it has a place"),
+        }
+    }
+}
+
 /// Where the records of accounts are read when they are renewed.
 pub trait RecordSource: Send + Sync + 'static {
     /// Every record of each account, as dicts for `monitor.messages`. An account without one may be left out.

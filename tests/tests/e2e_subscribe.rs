@@ -170,7 +170,8 @@ async fn a_time_outside_of_its_window_is_425_and_inside_it_counts() {
         let (code, answer) = ask(&lab, "/unsubscribe", &phone.unsubscribe_item(unix_seconds() + off)).await;
         assert_eq!((code, &answer["error"]), (425, &json!(4)));
     }
-    for (off, removed) in [(-DAY_SECONDS + SLACK, true), (DAY_SECONDS - SLACK, false)] {
+    // The first is older than the subscription, which stays.
+    for (off, removed) in [(-DAY_SECONDS + SLACK, false), (DAY_SECONDS - SLACK, true)] {
         let (code, answer) = ask(&lab, "/unsubscribe", &phone.unsubscribe_item(unix_seconds() + off)).await;
         assert_eq!((code, &answer["removed"]), (200, &json!(removed)));
     }
@@ -505,6 +506,20 @@ async fn a_device_that_unsubscribed_gets_nothing_more_and_its_neighbour_does() {
             .take_now(|delivery| delivery.token == leaver.token)
             .is_none()
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unsubscription_that_comes_late_or_again_stops_no_wakeup_of_a_newer_subscription() {
+    let (_folder, lab) = lab(|settings| settings).await;
+    let phone = enrolled(&lab, PushService::Firebase).await;
+    let off = phone.unsubscribe_item(unix_seconds() - 10);
+    let (code, answer) = ask(&lab, "/unsubscribe", &off).await;
+    assert_eq!(
+        (code, &answer["success"], &answer["removed"]),
+        (200, &json!(true), &json!(false))
+    );
+    reach(&lab, &phone).await;
+    assert!(is_stored(&lab, &phone).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

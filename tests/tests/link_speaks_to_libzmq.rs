@@ -411,6 +411,27 @@ fn a_request_that_the_peer_does_not_read_keeps_no_push_from_coming() {
     assert!(heard.ends_with(&body));
 }
 
+#[test]
+fn a_request_that_cannot_even_be_sent_fails_in_time_and_the_link_stays() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut lab = Lab::new();
+    lab.settings.request_timeout = Duration::from_millis(300);
+    let link = lab.dial(clear(listener.local_addr().unwrap().port()));
+    let (mut peer, _) = listener.accept().unwrap();
+    peer.write_all(&opening()).unwrap();
+    peer.write_all(b"\x00\x05HELLO").unwrap();
+    assert!(matches!(lab.event(), FromLink::Up));
+    // More than the kernel takes.
+    let body = Bytes::from(vec![b'r'; 9 << 20]);
+    for request in 0..3 {
+        link.request(request, "monitor.messages", Some(body.clone())).unwrap();
+        assert_eq!(lab.reply(), (request, Err(RequestFailure::TimedOut)));
+    }
+    // What it says is heard still.
+    peer.write_all(b"\x01\x0enotify.message\x00\x04push").unwrap();
+    assert_eq!(lab.notify().as_ref(), b"push");
+}
+
 /// One listener in libzmq, as a node has it.
 struct Node {
     context: zmq::Context,

@@ -42,7 +42,7 @@ pub enum Upserted {
     Changed { watch_changed: bool },
     /// The same wish with a fresh signature.
     Renewed,
-    /// What is there was signed later and stays.
+    /// What is there was signed later, or came later, and stays.
     KeptNewer,
     /// The account has [`MAX_DEVICES`] already.
     Full,
@@ -85,13 +85,27 @@ impl Index {
     }
 
     pub fn upsert(&mut self, subscription: &Subscription) -> Upserted {
+        self.insert(subscription, |new, known| new >= known)
+    }
+
+    /// As [`Self::upsert`], for a row read at the start: a device that is here already with the same time came with a request, which may
+    /// have been later than the row was read.
+    pub fn load(&mut self, subscription: &Subscription) -> Upserted {
+        self.insert(subscription, |new, known| new > known)
+    }
+
+    /// `wins`: whether one signed at the first time replaces one signed at the second.
+    fn insert(&mut self, subscription: &Subscription, wins: impl Fn(u32, u32) -> bool) -> Upserted {
         let device = &subscription.device;
         let head = self.head_of(&device.account);
         let mut count = 0;
         for (place, slot) in self.chain(head) {
             count += 1;
             if slot.is(device) {
-                return self.renew(place, subscription);
+                return match wins(seconds(subscription.sig_ts), slot.sig_ts) {
+                    true => self.renew(place, subscription),
+                    false => Upserted::KeptNewer,
+                };
             }
         }
         if count >= MAX_DEVICES {
@@ -218,10 +232,6 @@ impl Index {
 
     fn renew(&mut self, place: Place, subscription: &Subscription) -> Upserted {
         let slot = self.slot(place);
-        let sig_ts = seconds(subscription.sig_ts);
-        if sig_ts < slot.sig_ts {
-            return Upserted::KeptNewer;
-        }
         let watch_changed = *self.namespaces.set(slot.namespaces) != subscription.namespaces
             || slot.want_data != subscription.want_data;
         let view = slot.view();
@@ -231,7 +241,7 @@ impl Index {
         let namespaces = self.namespaces.take(&subscription.namespaces);
         self.namespaces.give_back(old);
         let slot = self.slot_mut(place);
-        slot.sig_ts = sig_ts;
+        slot.sig_ts = seconds(subscription.sig_ts);
         slot.namespaces = namespaces;
         slot.want_data = subscription.want_data;
         if key_changed {

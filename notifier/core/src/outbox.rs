@@ -1,7 +1,11 @@
 //! Wakeups not yet delivered: their order, retries, deadlines, and why one is dropped.
 //!
-//! In: `Sealed` wakeups, provider outcomes, the clock (Unix milliseconds). Out: what to send now, what to write, what
-//! to forget. Never: sends, or touches a disk.
+//! In: `Sealed` wakeups, provider outcomes, two clocks. Out: what to send now, what to write, what to forget. Never: sends, or
+//! touches a disk.
+//!
+//! `now_ms` is a clock of the outbox's own: milliseconds that nobody sets, forward or back. Pauses and lives are measured by it. What others
+//! tell and are told is Unix time: a message's expiry, the deadline of an [`Entry`], a [`Restored`] or a [`Push`].
+//! [`Outbox::note_wall_clock`] says how far the two are apart.
 //!
 //! The life of an entry: [`Outbox::accept`] → on disk ([`handle_written`](Outbox::handle_written)) → its turn
 //! ([`poll_send`](Outbox::poll_send)) → [`handle_outcome`](Outbox::handle_outcome): done, dropped with a reason, or back in the queue. After each call
@@ -57,7 +61,7 @@ pub struct Entry {
     pub push_id: PushId,
     /// Shared with the outbox, so that the body exists once while it is written.
     pub sealed: Arc<Sealed>,
-    /// Unix milliseconds: min(message expiry, accepted + the service's cap).
+    /// Unix milliseconds: the message's expiry, but at least a minute after it was accepted and at most the service's cap.
     pub deadline_ms: i64,
     /// How many times a provider was asked.
     pub attempt: u32,
@@ -146,8 +150,6 @@ impl Effect {
 /// Why a wakeup is not taken. The names are metric labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejected {
-    /// Worthless already: the message has expired.
-    Expired,
     /// The outbox is full of what is worth more.
     Full,
     /// The service is not on offer.
@@ -157,7 +159,6 @@ pub enum Rejected {
 impl Rejected {
     pub const fn label(self) -> &'static str {
         match self {
-            Self::Expired => "expired",
             Self::Full => "full",
             Self::NoLane => "no_lane",
         }
@@ -217,6 +218,8 @@ pub struct Outbox {
     too_long: HashTable<entries::Place>,
     /// Whose turn it is among the lanes.
     turn: usize,
+    /// Unix time less the outbox's own: milliseconds, negative where Unix time is behind.
+    wall_ahead_ms: i64,
     writes: VecDeque<Write>,
     effects: VecDeque<Effect>,
 }
@@ -238,9 +241,23 @@ impl Outbox {
             withdrawn: Withdrawn::new(seed),
             too_long: HashTable::new(),
             turn: 0,
+            wall_ahead_ms: 0,
             writes: VecDeque::new(),
             effects: VecDeque::new(),
         }
+    }
+
+    /// What the wall clock says at `now_ms`. One that was set right makes no wakeup too old, and none wait longer.
+    pub const fn note_wall_clock(&mut self, now_ms: i64, wall_ms: i64) {
+        self.wall_ahead_ms = wall_ms.saturating_sub(now_ms);
+    }
+
+    const fn to_own_time(&self, wall_ms: i64) -> i64 {
+        wall_ms.saturating_sub(self.wall_ahead_ms)
+    }
+
+    const fn to_wall_time(&self, own_ms: i64) -> i64 {
+        own_ms.saturating_add(self.wall_ahead_ms)
     }
 
     pub fn poll_write(&mut self) -> Option<Write> {

@@ -180,6 +180,18 @@ pub struct Sealed {
     pub expires_at_ms: i64,
 }
 
+impl Sealed {
+    /// The "too long" form alone, worth as little as any: the device hears that something came, and fetches it.
+    pub fn shortened(self) -> Self {
+        Self {
+            body: self.fallback.unwrap_or(self.body),
+            fallback: None,
+            class: Class::TooLong,
+            ..self
+        }
+    }
+}
+
 /// Seconds for which a provider is asked to keep a wakeup: one of three times, so that it does not see how long the message lives. The
 /// shortest that is not over before the message is; 14 days for what lives longer; 0 for what is over.
 pub const fn time_to_live(expires_at_ms: i64, now_ms: i64) -> i64 {
@@ -366,6 +378,18 @@ mod tests {
         let sealed = wake(&event(0, HOUR, Some(2_501))).unwrap();
         assert_eq!((sealed.class, sealed.priority), (Class::TooLong, Priority::High));
         assert!(contains(&open(&sealed.body), b"1:Bi1e1:li2501e1:ni0e"));
+    }
+
+    #[test]
+    fn a_shortened_wakeup_tells_what_one_that_is_too_long_tells() {
+        let short = wake(&event(0, HOUR, Some(100))).unwrap().shortened();
+        assert_eq!((short.class, short.priority), (Class::TooLong, Priority::High));
+        assert!(contains(&open(&short.body), b"1:Bi1e1:li100e1:n") && short.fallback.is_none());
+        // A call as well, and what has no other form.
+        for body in [Some(5), None] {
+            let call = wake(&event(0, 200_000, body)).unwrap().shortened();
+            assert_eq!((call.class, call.body.len()), (Class::TooLong, 40 + 512));
+        }
     }
 
     #[test]

@@ -100,13 +100,13 @@ pub fn unsubscribe(
     now: i64,
     on_offer: &dyn Fn(&str) -> Option<Service>,
 ) -> Result<Unsubscription, ItemError> {
-    let device = signed_device(item, now, on_offer, signature::unsubscribe_text)?;
-    Ok(Unsubscription { device })
+    let (device, sig_ts) = signed_device(item, now, on_offer, signature::unsubscribe_text)?;
+    Ok(Unsubscription { device, sig_ts })
 }
 
 /// One item of `/test`: as `/unsubscribe`, with a text of its own.
 pub fn test(item: &Value, now: i64, on_offer: &dyn Fn(&str) -> Option<Service>) -> Result<TestWish, ItemError> {
-    let device = signed_device(item, now, on_offer, signature::test_text)?;
+    let (device, _) = signed_device(item, now, on_offer, signature::test_text)?;
     Ok(TestWish { device })
 }
 
@@ -119,12 +119,13 @@ pub fn token_of_text(service: Service, text: &str) -> Result<DeviceToken, ItemEr
     fields::device_token(service, &info)
 }
 
+/// And when it was signed.
 fn signed_device(
     item: &Value,
     now: i64,
     on_offer: &dyn Fn(&str) -> Option<Service>,
     text: fn(&AccountId, i64) -> String,
-) -> Result<DeviceId, ItemError> {
+) -> Result<(DeviceId, i64), ItemError> {
     let fields = Fields::of(item)?;
     let signer = Signer::parse(&fields)?;
     let signature = fields.bytes("signature")?;
@@ -137,7 +138,7 @@ fn signed_device(
         return Err(ItemError::UnsubscribeTimeOutsideWindow);
     }
     signer.verify(&text(&signer.account, sig_ts), &signature)?;
-    Ok(device)
+    Ok((device, sig_ts))
 }
 
 /// One device of one account, as its owner signed it.
@@ -197,6 +198,8 @@ impl std::fmt::Debug for Subaccount {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unsubscription {
     pub device: DeviceId,
+    /// Unix seconds. What the same device signed later stands.
+    pub sig_ts: i64,
 }
 
 /// A verified wish for a test wakeup.

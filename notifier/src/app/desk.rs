@@ -6,10 +6,11 @@
 //! with what the store ends with; they run to their end even if the client has gone.
 
 use super::relay::{Command, Told};
+use super::settled::SettledClock;
 use super::trial::Trials;
 use super::unix_ms;
 use crate::http::{Stored, Subscriptions, Tested, Unavailable};
-use crate::store::{Put, SubscriptionStore, day_of};
+use crate::store::{Put, SubscriptionStore, Unsubscribed, day_of};
 use crate::watcher::{self, RecordSource, RecordsUnavailable};
 use bytes::Bytes;
 use notifier_core::account::{AccountId, Service};
@@ -21,7 +22,7 @@ use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 
 /// Accounts whose changes may happen at the same time. Two that share a place wait for each other, which harms nobody.
@@ -172,14 +173,20 @@ impl Desk {
         })
     }
 
-    async fn remove(&self, device: &DeviceId) -> Result<bool, Unavailable> {
-        let _turn = self.turn(&device.account).await;
-        let removed = self.store.remove(device).await.map_err(|fault| {
+    /// Whether it was there and is not any more.
+    async fn remove(&self, wish: &Unsubscription) -> Result<bool, Unavailable> {
+        let _turn = self.turn(&wish.device.account).await;
+        let outcome = self.store.unsubscribe(wish).await.map_err(|fault| {
             metrics::counter!("store_failed_total", "reason" => fault.label()).increment(1);
             Unavailable
         })?;
-        self.forget(device).await;
-        Ok(removed)
+        metrics::counter!("store_unsubscribe_total", "outcome" => unsubscribed_label(outcome)).increment(1);
+        match outcome {
+            Unsubscribed::KeptNewer => return Ok(false),
+            Unsubscribed::Removed | Unsubscribed::NotThere => {}
+        }
+        self.forget(&wish.device).await;
+        Ok(outcome == Unsubscribed::Removed)
     }
 
     pub async fn remove_dead(&self, device: &DeviceId, provider_time_ms: Option<i64>) {
@@ -266,6 +273,7 @@ impl Desk {
         // Not at once: a clock that is wrong at the start is often mended soon after.
         let mut rounds = tokio::time::interval_at(tokio::time::Instant::now() + first_after, LOOK_AT_DAY);
         rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut clock = SettledClock::new(Instant::now(), unix_ms() / 1000);
         let mut cleared_day = None;
         loop {
             tokio::select! {
@@ -275,7 +283,7 @@ impl Desk {
                     None => return,
                 },
                 _ = rounds.tick() => {
-                    let now = unix_ms() / 1000;
+                    let now = clock.now_s(Instant::now(), unix_ms() / 1000);
                     let today = Some(day_of(now));
                     // All rows are looked at, so only when a further day has ended.
                     if cleared_day != today && self.remove_expired(now).await {
@@ -309,7 +317,7 @@ impl Subscriptions for Arc<Desk> {
             let room = Arc::clone(&desk.room).acquire_owned().await.map_err(|_| Unavailable)?;
             let work = async move {
                 let _room = room;
-                desk.remove(&wish.device).await
+                desk.remove(&wish).await
             };
             tokio::spawn(work).await.unwrap_or(Err(Unavailable))
         }
@@ -371,6 +379,14 @@ fn put_label(put: Put) -> &'static str {
     }
 }
 
+fn unsubscribed_label(outcome: Unsubscribed) -> &'static str {
+    match outcome {
+        Unsubscribed::Removed => "removed",
+        Unsubscribed::NotThere => "not_there",
+        Unsubscribed::KeptNewer => "kept_newer",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -399,6 +415,14 @@ mod tests {
             signature: [2; 64],
             enc_key: Secret::new([3; 32]),
             is_bound: false,
+        }
+    }
+
+    /// Signed in the same second.
+    fn gone(subscription: &Subscription) -> Unsubscription {
+        Unsubscription {
+            device: subscription.device.clone(),
+            sig_ts: subscription.sig_ts,
         }
     }
 
@@ -456,6 +480,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_unsubscription_that_comes_late_leaves_a_newer_subscription_in_store_index_and_watch() {
+        let (_folder, desk, mut told) = desk().await;
+        let new = subscription(b"token");
+        desk.subscribe(subscription(b"token")).await.unwrap();
+        let mut late = gone(&new);
+        late.sig_ts -= 1;
+        assert_eq!(desk.unsubscribe(late).await, Ok(false));
+        assert_eq!(desk.store.count().await, Ok(1));
+        assert_eq!(desk.devices_of(ACCOUNT).await.map(|devices| devices.len()), Some(1));
+        assert!(matches!(told.try_recv(), Ok(watcher::Command::AccountChanged { .. })));
+        assert!(told.try_recv().is_err(), "it is watched still");
+        assert_eq!(desk.unsubscribe(gone(&new)).await, Ok(true));
+        assert_eq!(desk.devices_of(ACCOUNT).await.map(|devices| devices.len()), Some(0));
+        assert!(matches!(told.try_recv(), Ok(watcher::Command::AccountRemoved { .. })));
+    }
+
+    #[tokio::test]
     async fn an_account_has_sixteen_endpoints_at_one_push_server_at_most() {
         let (_folder, desk, _told) = desk().await;
         let public = "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4";
@@ -482,9 +523,7 @@ mod tests {
         desk.subscribe(subscription(b"0")).await.unwrap();
         for round in 0..200 {
             let (old, new) = (round.to_string(), (round + 1).to_string());
-            let gone = Unsubscription {
-                device: subscription(old.as_bytes()).device,
-            };
+            let gone = gone(&subscription(old.as_bytes()));
             let (removed, put) = tokio::join!(desk.unsubscribe(gone), desk.subscribe(subscription(new.as_bytes())));
             assert_eq!((removed, put), (Ok(true), Ok(Stored::Added)));
             let mut watched = true;

@@ -6,16 +6,20 @@
 //! The order for one message: bounded parsing, the sender's rate, its swarm, was it seen, does it prove itself, whom does it concern,
 //! seal, outbox. The mark is pending until the outbox has committed it.
 
+mod budget;
 mod released;
+mod swarms;
 
+use super::settled::SettledClock;
 use crate::outbox::{Accept, OutboxError, OutboxHandle};
 use crate::watcher::Incoming;
+use budget::Budgets;
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use notifier_core::account::{AccountId, DeviceToken};
 use notifier_core::confirm::{Confirm, ConfirmSettings, Verdict};
 use notifier_core::event::{self, MessageEvent};
-use notifier_core::fanout::{Dedupe, DedupeSettings, Index, Mark, MarkState, Removed, Upserted};
+use notifier_core::fanout::{Dedupe, DedupeSettings, Index, MAX_DEVICES, Mark, MarkState, Removed, Upserted};
 use notifier_core::outbox::Target;
 use notifier_core::seal::{DeviceView, SealSettings, Sealed, seal};
 use notifier_core::seeded::{RateLimit, Seed};
@@ -23,18 +27,25 @@ use notifier_core::subscription::{DeviceId, Subscription};
 use notifier_core::swarm::{NodeKey, SwarmRing};
 use quietline_shared::redact::Secret;
 use released::Released;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
+use swarms::Swarms;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Notifications taken at once. Large enough that one commit carries many, small enough that the first does not wait long.
 const BATCH: usize = 256;
 
-/// Wakeups that may be on their way to the outbox before the relay stops taking more: 20 to 50 MB of them.
+/// Wakeups on their way to the outbox at which the relay stops making more. With what one turn makes beyond it these are 18,431 at most: 20 to 60
+/// MB, and 85 MB with all of them at their longest.
 const MOST_UNDER_WAY: usize = 16_384;
+
+/// A turn ends once so many wakeups are made: the message that reaches it makes [`MAX_DEVICES`] more at most, so a commit never has more than
+/// 2,047 of one turn. What is left of the batch is the next turn's.
+const TURN: usize = 1_024;
+const _: () = assert!(TURN + MAX_DEVICES <= 2_048);
 
 /// How often time-driven work is looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -105,10 +116,13 @@ pub struct Relay {
     confirm: Confirm,
     mark_key: Secret<[u8; 32]>,
     rate_by_node: HashMap<NodeKey, RateLimit>,
-    ring: watch::Receiver<Arc<SwarmRing>>,
+    swarms: Swarms,
     random: Random,
     dead: DeadTokens,
     released: Released,
+    budgets: Budgets,
+    /// By which signatures run out.
+    clock: SettledClock,
     /// Devices that were removed while the store is being read. `None` = it has been.
     removed_while_loading: Option<HashSet<DeviceId>>,
     counters: Counters,
@@ -120,6 +134,8 @@ struct Counters {
     copies: metrics::Counter,
     held: metrics::Counter,
     messages: metrics::Counter,
+    over_budget: metrics::Counter,
+    unbudgeted: metrics::Counter,
     unwanted: metrics::Counter,
 }
 
@@ -130,6 +146,8 @@ impl Counters {
             copies: metrics::counter!("fanout_copies_total"),
             held: metrics::counter!("confirm_held_total"),
             messages: metrics::counter!("fanout_messages_total"),
+            over_budget: metrics::counter!("fanout_over_budget_total"),
+            unbudgeted: metrics::counter!("fanout_unbudgeted_total"),
             unwanted: metrics::counter!("fanout_unwanted_total"),
         }
     }
@@ -166,10 +184,12 @@ impl Relay {
             confirm: Confirm::new(settings.confirm, seed),
             mark_key,
             rate_by_node: HashMap::new(),
-            ring,
+            swarms: Swarms::new(ring),
             random,
             dead: DeadTokens::default(),
             released: Released::default(),
+            budgets: Budgets::new(seed),
+            clock: SettledClock::new(Instant::now(), now_ms / 1000),
             removed_while_loading: Some(HashSet::new()),
             counters: Counters::new(),
             settings,
@@ -178,17 +198,19 @@ impl Relay {
 
     /// Ends when the notifications' channel is closed and everything taken is committed.
     pub async fn run(mut self, mut ends: Ends) {
-        let mut batch = Vec::with_capacity(BATCH);
+        let mut taken = Vec::with_capacity(BATCH);
+        let mut batch = VecDeque::with_capacity(BATCH);
         let mut commits = FuturesUnordered::new();
         let mut under_way = 0;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut incoming_open = true;
-        while incoming_open || !commits.is_empty() {
+        while incoming_open || !batch.is_empty() || !commits.is_empty() {
+            let has_room = under_way < MOST_UNDER_WAY;
             tokio::select! {
                 biased;
                 _ = tick.tick() => {
-                    self.sweep(&ends.told);
+                    self.sweep(&ends.told, Instant::now(), unix_ms());
                     let withdrawn = self.withdrawn();
                     if !withdrawn.is_empty() {
                         // The outbox is gone only when everything ends.
@@ -202,8 +224,11 @@ impl Relay {
                 }
                 Some(command) = ends.commands.recv() => self.obey(command),
                 Some((target, since)) = ends.dead.recv(), if self.dead.has_room() => self.dead.add(target, since),
-                taken = ends.incoming.recv_many(&mut batch, BATCH), if incoming_open && under_way < MOST_UNDER_WAY => {
-                    incoming_open = taken > 0;
+                count = ends.incoming.recv_many(&mut taken, BATCH), if incoming_open && batch.is_empty() && has_room => {
+                    incoming_open = count > 0;
+                    batch.extend(taken.drain(..));
+                }
+                () = std::future::ready(()), if !batch.is_empty() && has_room => {
                     let (wakeups, marks) = self.turn_into_wakeups(&mut batch);
                     if wakeups.is_empty() {
                         continue;
@@ -226,11 +251,14 @@ impl Relay {
         }
     }
 
-    fn turn_into_wakeups(&mut self, batch: &mut Vec<Incoming>) -> (Vec<Sealed>, Vec<Mark>) {
-        let ring = self.ring.borrow().clone();
+    /// Takes from the batch until it is empty or the wakeups are as many as one turn makes.
+    fn turn_into_wakeups(&mut self, batch: &mut VecDeque<Incoming>) -> (Vec<Sealed>, Vec<Mark>) {
         let (now, now_ms) = (Instant::now(), unix_ms());
+        self.swarms.refresh(now);
         let (mut wakeups, mut marks) = (Vec::new(), Vec::new());
-        for incoming in batch.drain(..) {
+        while wakeups.len() < TURN
+            && let Some(incoming) = batch.pop_front()
+        {
             self.counters.notifications.increment(1);
             let (rate, burst) = (self.settings.node_rate, self.settings.node_burst);
             let limit = self
@@ -253,12 +281,12 @@ impl Relay {
                 self.counters.copies.increment(1);
                 continue;
             }
-            let foreign = ring.swarm_of(&event.account) != Some(incoming.swarm);
+            let foreign = !self.swarms.has_say(incoming.swarm, &event.account);
             match self
                 .confirm
                 .handle(incoming.node, foreign, event, incoming.second_link_up, now)
             {
-                Verdict::Release(event) => self.wake(&event, mark, now_ms, &mut wakeups, &mut marks),
+                Verdict::Release(event) => self.wake(&event, mark, now, now_ms, &mut wakeups, &mut marks),
                 Verdict::Held => self.counters.held.increment(1),
                 Verdict::Refused(refusal) => refuse(refusal.label()),
             }
@@ -270,6 +298,7 @@ impl Relay {
         &mut self,
         event: &MessageEvent,
         mark: Mark,
+        now: Instant,
         now_ms: i64,
         wakeups: &mut Vec<Sealed>,
         marks: &mut Vec<Mark>,
@@ -283,6 +312,8 @@ impl Relay {
             return;
         }
         let before = wakeups.len();
+        // Beyond its budget an account's devices hear that something came: of such wakeups one waits for each device at most, behind all others.
+        let is_spent = self.budgets.is_spent(&event.account, now);
         for device in self.index.fan_out(event) {
             let token = DeviceToken::new(device.token);
             let view = DeviceView {
@@ -292,18 +323,25 @@ impl Relay {
                 want_data: device.want_data,
             };
             match seal(event, view, &self.settings.seal, self.random.take()) {
+                Ok(sealed) if is_spent => wakeups.push(sealed.shortened()),
                 Ok(sealed) => wakeups.push(sealed),
                 Err(suppressed) => {
                     metrics::counter!("seal_suppressed_total", "reason" => suppressed.label()).increment(1)
                 }
             }
         }
-        if wakeups.len() == before {
+        let made = u32::try_from(wakeups.len().saturating_sub(before)).unwrap_or(u32::MAX);
+        if made == 0 {
             // Nobody was woken by this copy. Namespace and times are its node's word, so another node's may be worth a wakeup.
             self.counters.unwanted.increment(1);
             self.dedupe.abort(&mark);
         } else {
             self.counters.messages.increment(1);
+            if is_spent {
+                self.counters.over_budget.increment(1);
+            } else if !self.budgets.spend(event.account, made, now) {
+                self.counters.unbudgeted.increment(1);
+            }
             marks.push(mark);
         }
     }
@@ -342,9 +380,8 @@ impl Relay {
                 let removed = self.removed_while_loading.get_or_insert_default();
                 let mut standing = Vec::with_capacity(subscriptions.len());
                 for (subscription, record) in subscriptions {
-                    // A row may have been read before it was removed.
-                    if !removed.contains(&subscription.device)
-                        && self.index.upsert(&subscription) != Upserted::KeptNewer
+                    // A row may have been read before it was removed, or written over. Who wrote it over has told the watcher.
+                    if !removed.contains(&subscription.device) && self.index.load(&subscription) != Upserted::KeptNewer
                     {
                         standing.push((subscription.device.account, record));
                     }
@@ -379,17 +416,18 @@ impl Relay {
     }
 
     /// Time-driven work, a bounded piece of it.
-    fn sweep(&mut self, told: &mpsc::Sender<Told>) {
-        let now_ms = unix_ms();
-        self.confirm.handle_timeout(Instant::now());
+    fn sweep(&mut self, told: &mpsc::Sender<Told>, now: Instant, now_ms: i64) {
+        self.confirm.handle_timeout(now);
+        self.budgets.sweep(now);
         self.dedupe.expire(now_ms, SWEEP);
-        if self.rate_by_node.len() > self.ring.borrow().nodes().len().saturating_mul(2) {
+        if self.rate_by_node.len() > self.swarms.nodes().saturating_mul(2) {
             self.rate_by_node.clear();
         }
         // What the channel has no room for is found again in the next round.
         let room = told.capacity();
+        let settled_s = self.clock.now_s(now, now_ms / 1000);
         if room >= 2 * SWEEP {
-            for (device, removed) in self.index.expire(now_ms / 1000, SWEEP) {
+            for (device, removed) in self.index.expire(settled_s, SWEEP) {
                 if removed == Removed::LastDevice {
                     drop(told.try_send(Told::AccountGone(Box::new(device.account))));
                 }
@@ -516,173 +554,4 @@ fn unix_ms() -> i64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use notifier_core::account::{MessageHash, Namespace, NamespaceSet, Service};
-    use notifier_core::subscription::SIGNATURE_LIFETIME_SECONDS;
-
-    const ACCOUNT: AccountId = AccountId::new([5; 33]);
-
-    fn relay() -> Relay {
-        let settings = RelaySettings {
-            node_rate: NonZeroU32::MIN,
-            node_burst: NonZeroU32::MIN,
-            confirm: ConfirmSettings::default(),
-            dedupe: DedupeSettings::default(),
-            seal: SealSettings::default(),
-            devices: Arc::default(),
-        };
-        Relay::new(
-            settings,
-            Secret::new([1; 32]),
-            Vec::new(),
-            watch::channel(Arc::default()).1,
-        )
-    }
-
-    fn subscription() -> Subscription {
-        Subscription {
-            device: DeviceId {
-                account: ACCOUNT,
-                service: Service::Firebase,
-                token: DeviceToken::new(*b"token"),
-            },
-            session_ed25519: Some([1; 32]),
-            subaccount: None,
-            namespaces: NamespaceSet::new(vec![Namespace(0)]).unwrap(),
-            want_data: true,
-            sig_ts: unix_ms() / 1000,
-            signature: [2; 64],
-            enc_key: Secret::new([3; 32]),
-            is_bound: false,
-        }
-    }
-
-    fn load(relay: &mut Relay) -> usize {
-        let (done, mut standing) = oneshot::channel();
-        relay.obey(Command::Load {
-            subscriptions: vec![(subscription(), Bytes::new())],
-            expired: Vec::new(),
-            done,
-        });
-        standing.try_recv().unwrap().len()
-    }
-
-    #[test]
-    fn a_device_removed_while_the_store_is_read_stays_removed() {
-        let mut relay = relay();
-        let (done, _removed) = oneshot::channel();
-        relay.obey(Command::Remove {
-            device: Box::new(subscription().device),
-            done,
-        });
-        assert_eq!(load(&mut relay), 0);
-        assert!(!relay.index.contains(&ACCOUNT));
-    }
-
-    #[test]
-    fn a_device_that_subscribed_again_while_the_store_is_read_stays() {
-        let mut relay = relay();
-        let (done, _removed) = oneshot::channel();
-        relay.obey(Command::Remove {
-            device: Box::new(subscription().device),
-            done,
-        });
-        let (done, _upserted) = oneshot::channel();
-        relay.obey(Command::Put {
-            subscription: Box::new(subscription()),
-            done,
-        });
-        assert_eq!(load(&mut relay), 1);
-        assert!(relay.index.contains(&ACCOUNT));
-    }
-
-    #[test]
-    fn what_waits_for_a_device_whose_signature_ran_out_is_withdrawn() {
-        let mut relay = relay();
-        relay.obey(Command::LoadEnded);
-        let mut old = subscription();
-        old.sig_ts -= SIGNATURE_LIFETIME_SECONDS;
-        relay.index.upsert(&old);
-        let (told, mut heard) = mpsc::channel(4 * SWEEP);
-        relay.sweep(&told);
-        assert!(matches!(heard.try_recv(), Ok(Told::AccountGone(account)) if *account == ACCOUNT));
-        assert_eq!(relay.withdrawn(), [target()]);
-        assert_eq!(relay.withdrawn(), []);
-    }
-
-    #[test]
-    fn what_waits_for_a_device_that_ran_out_between_two_runs_is_withdrawn_unless_it_came_back() {
-        let mut relay = relay();
-        for came_back in [false, true] {
-            let (done, _standing) = oneshot::channel();
-            relay.obey(Command::Load {
-                subscriptions: Vec::new(),
-                expired: vec![subscription().device],
-                done,
-            });
-            if came_back {
-                relay.index.upsert(&subscription());
-            }
-            relay.obey(Command::LoadEnded);
-            let expected = if came_back { vec![] } else { vec![target()] };
-            assert_eq!(relay.withdrawn(), expected);
-        }
-    }
-
-    fn target() -> Target {
-        Target {
-            service: Service::Firebase,
-            token: DeviceToken::new(*b"token"),
-        }
-    }
-
-    fn event(namespace: i16, expiry_ms: i64, hash: u8) -> MessageEvent {
-        MessageEvent {
-            account: ACCOUNT,
-            hash: MessageHash::from_slice(&[hash; 43]).unwrap(),
-            namespace: Namespace(namespace),
-            timestamp_ms: unix_ms(),
-            expiry_ms,
-            body: None,
-        }
-    }
-
-    #[test]
-    fn a_copy_that_wakes_nobody_does_not_silence_a_true_one() {
-        let mut relay = relay();
-        load(&mut relay);
-        let (now_ms, hour) = (unix_ms(), 3_600_000);
-        let lies = [
-            event(7, now_ms + hour, b'a'),
-            event(0, now_ms - 1, b'a'),
-            event(0, now_ms + 20_000, b'a'),
-        ];
-        let (mut wakeups, mut marks) = (Vec::new(), Vec::new());
-        for lie in lies {
-            let mark = Mark::new(&relay.mark_key, &lie);
-            relay.wake(&lie, mark, now_ms, &mut wakeups, &mut marks);
-            assert!(wakeups.is_empty() && marks.is_empty());
-        }
-        let truth = event(0, now_ms + hour, b'a');
-        let mark = Mark::new(&relay.mark_key, &truth);
-        for _ in 0..2 {
-            relay.wake(&truth, mark, now_ms, &mut wakeups, &mut marks);
-        }
-        assert_eq!((wakeups.len(), marks.len()), (1, 1));
-    }
-
-    #[test]
-    fn a_dead_token_is_found_at_every_account_it_belongs_to() {
-        let mut relay = relay();
-        load(&mut relay);
-        let mut group = subscription();
-        group.device.account = AccountId::new([3; 33]);
-        relay.index.upsert(&group);
-        relay.dead.add(target(), Some(7));
-        let found = relay.dead.find(&relay.index, SWEEP);
-        assert_eq!(found.len(), 2);
-        assert!(found.iter().all(|(_, since)| *since == Some(7)));
-        assert!(relay.dead.find(&relay.index, SWEEP).is_empty());
-    }
-}
+mod tests;

@@ -9,7 +9,7 @@ use crate::keyring::Sealer;
 use crate::sqlite::SqliteFault;
 use futures_util::future::BoxFuture;
 use notifier_core::outbox::{Entry, EntryId};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -35,6 +35,8 @@ pub struct Journal {
     /// Not before this time after a failure.
     retry_at: Option<Instant>,
     failures: u32,
+    /// The next commit takes no more parcels than this: fewer while one is looked for that the database refuses.
+    most_parcels: usize,
     keys: Keys,
     /// A step of the way to a new key was the last thing done: a commit that waits goes first.
     moved_last: bool,
@@ -71,9 +73,7 @@ struct Flown {
 
 #[derive(Default)]
 struct Group {
-    add: Vec<Entry>,
-    marks: Vec<Mark>,
-    answers: Vec<Done>,
+    parcels: Parcels,
     remove: Vec<EntryId>,
     change: BTreeMap<EntryId, Change>,
     forget_marks_before_ms: Option<i64>,
@@ -94,6 +94,7 @@ impl Journal {
             waiting_since: None,
             retry_at: None,
             failures: 0,
+            most_parcels: usize::MAX,
             keys: Keys::Settled,
             moved_last: false,
         }
@@ -104,19 +105,26 @@ impl Journal {
         self.keys = Keys::Asked(change);
     }
 
-    /// How many more wakeups the next commit may take. What a failed commit left counts.
+    /// How many more wakeups may wait for the next commit. What a failed commit left counts.
     pub fn room(&self) -> usize {
-        let Group {
-            add, marks, answers, ..
-        } = &self.forming;
-        GROUP_ENTRIES.saturating_sub(add.len().max(marks.len()).max(answers.len()))
+        GROUP_ENTRIES.saturating_sub(self.forming.parcels.len())
     }
 
-    /// Both or neither become durable, then `done` hears it.
-    pub fn add(&mut self, entries: impl IntoIterator<Item = Entry>, marks: Vec<Mark>, done: Done) {
-        self.forming.add.extend(entries);
-        self.forming.marks.extend(marks);
-        self.forming.answers.push(done);
+    /// Both or neither become durable, then `done` hears it. What is too large for one commit is refused at once: these entries, all of them,
+    /// will not become durable.
+    #[must_use]
+    pub fn add(&mut self, entries: impl IntoIterator<Item = Entry>, marks: Vec<Mark>, done: Done) -> Vec<EntryId> {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        let parcel = Parcel { entries, marks, done };
+        if parcel.bytes() > PARCEL_BYTES {
+            let fault = OutboxError::TooLarge;
+            metrics::counter!("outbox_faults_total", "reason" => fault.label()).increment(1);
+            let refused = parcel.ids().collect();
+            let _ = parcel.done.send(Err(fault));
+            return refused;
+        }
+        self.forming.parcels.push_back(parcel);
+        Vec::new()
     }
 
     pub fn remove(&mut self, id: EntryId, now: Instant) {
@@ -146,7 +154,7 @@ impl Journal {
     }
 
     fn commit_at(&self, now: Instant) -> Option<Instant> {
-        let commit = match self.forming.answers.is_empty() {
+        let commit = match self.forming.parcels.is_empty() {
             true => self.waiting_since.map(|since| since + GATHER),
             false => Some(now),
         };
@@ -177,7 +185,7 @@ impl Journal {
         }
         self.moved_last = false;
         let group = self.take_part();
-        metrics::histogram!("outbox_group_entries").record(group.add.len() as f64);
+        metrics::histogram!("outbox_group_entries").record(group.parcels.entries as f64);
         self.state = State::Busy(Box::pin(commit(writer, group, now_ms)));
     }
 
@@ -208,11 +216,11 @@ impl Journal {
             Ok(()) => {
                 self.failures = 0;
                 self.retry_at = None;
-                for done in group.answers {
-                    let _ = done.send(Ok(()));
+                if !group.parcels.is_empty() {
+                    self.most_parcels = usize::MAX;
                 }
                 Finished {
-                    durable: ids(&group.add),
+                    durable: group.parcels.answer(Ok(())),
                     refused: Vec::new(),
                 }
             }
@@ -228,12 +236,14 @@ impl Journal {
         self.forming.is_empty() && matches!(self.state, State::Idle(_))
     }
 
-    /// Commits what waits, a few times if need be, and closes the file.
+    /// Commits what waits, again a few times if need be, and closes the file.
     pub async fn close(mut self, now_ms: i64) {
-        for _ in 0..CLOSING_ATTEMPTS {
+        let mut failed = 0;
+        loop {
             self.finished_if_busy().await;
-            self.retry_at = None;
-            if self.forming.is_empty() {
+            // A commit that was only split up has no pause to wait for.
+            failed += u32::from(self.retry_at.take().is_some());
+            if self.forming.is_empty() || failed >= CLOSING_ATTEMPTS {
                 break;
             }
             if let State::Idle(writer) = std::mem::replace(&mut self.state, State::Between) {
@@ -241,10 +251,7 @@ impl Journal {
                 self.state = State::Busy(Box::pin(commit(writer, group, now_ms)));
             }
         }
-        self.finished_if_busy().await;
-        for done in self.forming.answers.drain(..) {
-            let _ = done.send(Err(OutboxError::Closed));
-        }
+        self.forming.parcels.answer(Err(OutboxError::Closed));
         if let State::Idle(writer) = self.state {
             writer.close().await;
         }
@@ -259,9 +266,13 @@ impl Journal {
     /// What waits, as far as it goes into one commit. Of removals and changes that is about as much as of wakeups: those of a
     /// lane with much to do may not make the wakeups of all others wait for a long commit.
     fn take_part(&mut self) -> Group {
-        let most = GROUP_CHANGES.max(self.forming.add.len().saturating_mul(2));
         let since = self.waiting_since;
         let mut group = self.take_group();
+        let wakeups = group
+            .parcels
+            .entries
+            .max(self.forming.parcels.entries.min(GROUP_ENTRIES));
+        let most = GROUP_CHANGES.max(wakeups.saturating_mul(2));
         if group.remove.len() > most {
             self.forming.remove = group.remove.split_off(most);
         }
@@ -278,12 +289,15 @@ impl Journal {
     fn take_group(&mut self) -> Group {
         self.waiting_since = None;
         let mut group = std::mem::take(&mut self.forming);
-        if self.failures > 0 && !group.remove.is_empty() {
+        self.forming.parcels = if self.failures > 0 && !group.remove.is_empty() {
+            std::mem::take(&mut group.parcels)
+        } else {
+            group.parcels.split_off(self.most_parcels)
+        };
+        if !self.forming.parcels.is_empty() && !group.remove.is_empty() {
+            // A removal that goes before what it removes would remove nothing.
             let gone: HashSet<EntryId> = group.remove.iter().copied().collect();
-            self.forming.add = std::mem::take(&mut group.add);
-            self.forming.add.retain(|entry| !gone.contains(&entry.id));
-            self.forming.marks = std::mem::take(&mut group.marks);
-            self.forming.answers = std::mem::take(&mut group.answers);
+            self.forming.parcels.leave_out(&gone);
         }
         group
     }
@@ -291,22 +305,20 @@ impl Journal {
     /// Keeps a failed commit for the next try; only if it would fail again its wakeups are refused.
     fn take_back(&mut self, mut group: Group, fault: SqliteFault) -> Vec<EntryId> {
         metrics::counter!("outbox_faults_total", "reason" => fault.label()).increment(1);
+        self.failures = self.failures.saturating_add(1);
+        let (parcels, mut refused) = (std::mem::take(&mut group.parcels), Vec::new());
+        // What the database refuses may be one parcel of many, and nobody's wakeups may go with another's.
+        let is_split = fault.may_be_of_one_row() && parcels.queue.len() > 1 && self.failures <= MOST_SPLITS;
+        if is_split {
+            self.most_parcels = parcels.queue.len().div_ceil(2);
+        }
         let forming = &mut self.forming;
-        let mut refused = Vec::new();
-        if fault.is_retryable() {
+        if is_split || fault.is_retryable() {
             // The copies of these messages have come and gone meanwhile: a refusal would lose them. They stay in front, as
             // ids ascend.
-            group.add.append(&mut forming.add);
-            group.marks.append(&mut forming.marks);
-            group.answers.append(&mut forming.answers);
-            forming.add = group.add;
-            forming.marks = group.marks;
-            forming.answers = group.answers;
+            forming.parcels.put_back(parcels);
         } else {
-            refused = ids(&group.add);
-            for done in group.answers {
-                let _ = done.send(Err(fault.into()));
-            }
+            refused = parcels.answer(Err(fault.into()));
         }
         forming.remove.extend(group.remove);
         for (id, change) in group.change {
@@ -320,42 +332,127 @@ impl Journal {
         if !forming.remove.is_empty() || !forming.change.is_empty() || forming.forget_marks_before_ms.is_some() {
             self.waiting_since.get_or_insert(now);
         }
-        self.failures = self.failures.saturating_add(1);
-        self.retry_at = Some(now + RETRY.saturating_mul(self.failures.min(4)));
+        self.retry_at = (!is_split).then(|| now + RETRY.saturating_mul(self.failures.min(4)));
         refused
     }
 }
 
 impl Group {
     fn is_empty(&self) -> bool {
-        self.answers.is_empty()
+        self.parcels.is_empty()
             && self.remove.is_empty()
             && self.change.is_empty()
             && self.forget_marks_before_ms.is_none()
     }
 }
 
-fn ids(entries: &[Entry]) -> Vec<EntryId> {
-    entries.iter().map(|entry| entry.id).collect()
+/// What one caller brought: it becomes durable or is refused as one.
+struct Parcel {
+    entries: Vec<Entry>,
+    marks: Vec<Mark>,
+    done: Done,
+}
+
+impl Parcel {
+    fn ids(&self) -> impl Iterator<Item = EntryId> {
+        self.entries.iter().map(|entry| entry.id)
+    }
+
+    /// What it takes of a commit, nearly: bytes.
+    fn bytes(&self) -> usize {
+        let wakeups: usize = self
+            .entries
+            .iter()
+            .map(|entry| entry.sealed.row_len() + ROW_OVERHEAD)
+            .sum();
+        wakeups + size_of_val(self.marks.as_slice())
+    }
+}
+
+/// Parcels in the order of their ids, and what is in them.
+#[derive(Default)]
+struct Parcels {
+    queue: VecDeque<Parcel>,
+    entries: usize,
+    marks: usize,
+}
+
+impl Parcels {
+    fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// As far as it counts for a commit: what there is most of.
+    fn len(&self) -> usize {
+        self.entries.max(self.marks).max(self.queue.len())
+    }
+
+    fn push_back(&mut self, parcel: Parcel) {
+        self.entries += parcel.entries.len();
+        self.marks += parcel.marks.len();
+        self.queue.push_back(parcel);
+    }
+
+    /// Puts these in front.
+    fn put_back(&mut self, mut older: Self) {
+        for parcel in self.queue.drain(..) {
+            older.push_back(parcel);
+        }
+        *self = older;
+    }
+
+    /// Keeps the first: at most so many, and no more than goes into one commit, but one at least. Gives the rest.
+    fn split_off(&mut self, most: usize) -> Self {
+        let (mut first, mut bytes) = (Self::default(), 0);
+        let mut rest = std::mem::take(self);
+        while let Some(parcel) = rest.queue.pop_front() {
+            bytes += parcel.bytes();
+            let is_full = first.queue.len() >= most
+                || first.entries + parcel.entries.len() > GROUP_ENTRIES
+                || bytes > GROUP_BYTES;
+            if is_full && !first.is_empty() {
+                rest.queue.push_front(parcel);
+                break;
+            }
+            first.push_back(parcel);
+        }
+        rest.entries -= first.entries;
+        rest.marks -= first.marks;
+        *self = first;
+        rest
+    }
+
+    fn leave_out(&mut self, gone: &HashSet<EntryId>) {
+        for parcel in &mut self.queue {
+            parcel.entries.retain(|entry| !gone.contains(&entry.id));
+        }
+        self.entries = self.queue.iter().map(|parcel| parcel.entries.len()).sum();
+    }
+
+    /// Tells everybody who waits, and gives the ids.
+    fn answer(self, outcome: Result<(), OutboxError>) -> Vec<EntryId> {
+        let mut ids = Vec::with_capacity(self.entries);
+        for parcel in self.queue {
+            ids.extend(parcel.ids());
+            let _ = parcel.done.send(outcome);
+        }
+        ids
+    }
 }
 
 async fn commit(mut writer: Box<OutboxWriter>, mut group: Group, now_ms: i64) -> Flown {
     let began = Instant::now();
+    let parcels = &group.parcels.queue;
     let commit = Commit {
-        add: std::mem::take(&mut group.add),
-        marks: std::mem::take(&mut group.marks),
+        add: parcels.iter().flat_map(|parcel| &parcel.entries).cloned().collect(),
+        marks: parcels.iter().flat_map(|parcel| &parcel.marks).copied().collect(),
         at_ms: now_ms,
         remove: std::mem::take(&mut group.remove),
         change: group.change.values().copied().collect(),
         forget_marks_before_ms: group.forget_marks_before_ms,
     };
     let outcome = writer.commit(&commit).await;
-    let group = Group {
-        add: commit.add,
-        marks: commit.marks,
-        remove: commit.remove,
-        ..group
-    };
+    group.remove = commit.remove;
     Flown {
         writer,
         group,
@@ -406,8 +503,21 @@ async fn move_on(mut writer: Box<OutboxWriter>, keys: Keys) -> Flown {
     }
 }
 
-/// Wakeups in one commit: with all of them at their longest a commit is about 4 MiB.
+/// Wakeups in one commit, or what one caller brought if that is more: at their longest so many are about 5 MiB.
 const GROUP_ENTRIES: usize = 1_024;
+
+/// The same in bytes.
+const GROUP_BYTES: usize = 8 << 20;
+
+/// The most that one caller may bring, bytes: what the relay makes in one turn is below 10 MiB. So no commit comes near SQLite's limit of
+/// 10^9 bytes, which would refuse all of it.
+const PARCEL_BYTES: usize = 16 << 20;
+
+/// What a row has beside the wakeup: its head, its seal, its line in the table. Bytes.
+const ROW_OVERHEAD: usize = 384;
+
+/// Failures in a row after which a commit that the database refuses is not split up any more: then it is not one row of it.
+const MOST_SPLITS: u32 = 16;
 
 /// Removals, and changes, in one commit while there are few wakeups: about a millisecond.
 const GROUP_CHANGES: usize = 256;

@@ -32,7 +32,6 @@ fn report_lane(machine: &Outbox, service: Service, now_ms: i64) {
     metrics::counter!("outbox_accepted_total", "service" => lane).absolute(counters.accepted);
     metrics::counter!("outbox_restored_total", "service" => lane).absolute(counters.restored);
     metrics::counter!("outbox_delivered_total", "service" => lane).absolute(counters.delivered);
-    metrics::counter!("outbox_expired_total", "service" => lane).absolute(counters.expired);
     metrics::counter!("outbox_fallbacks_total", "service" => lane).absolute(counters.fallbacks);
     metrics::counter!("outbox_rests_total", "service" => lane).absolute(counters.rests);
     metrics::counter!("outbox_stops_total", "service" => lane).absolute(counters.stops);

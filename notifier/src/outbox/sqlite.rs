@@ -256,8 +256,9 @@ impl OutboxWriter {
             (Some(last), _) => self.moved_to = last,
             (None, Some(last)) => self.marks_moved_to = last,
             (None, None) => {
+                // `rotate-key` takes the list of keys for leave to destroy the old one: nothing under it may be in the WAL then.
+                self.writer.erase().await?;
                 keys::leave_others(&mut self.writer, sealer.newest()).await?;
-                self.writer.truncate().await;
                 self.has_older = false;
             }
         }

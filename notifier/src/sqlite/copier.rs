@@ -4,7 +4,8 @@
 //!
 //! A task with a connection of its own copies what stands in the WAL into the file while commits go on (SQLite's PASSIVE checkpoint, which
 //! blocks nobody), and once more what came meanwhile. The few pages that are left are the writer's: it copies them between two commits, and
-//! only then can the WAL begin anew (<https://www.sqlite.org/wal.html>, "Checkpointing").
+//! only then can the WAL begin anew (<https://www.sqlite.org/wal.html>, "Checkpointing"). This needs SQLite 3.51.3 or later, which a test of
+//! sqlite.rs holds.
 
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};

@@ -10,17 +10,20 @@
 
 mod plain;
 pub(crate) mod sealed;
+mod slot;
 
 use super::{
-    LOAD_BATCH, LookupKey, Name, Put, SCAN_BATCH, StoreError, StoreSettings, SubscriptionStore, day_of, expires_day,
+    LOAD_BATCH, LookupKey, Name, Put, SCAN_BATCH, StoreError, StoreSettings, SubscriptionStore, Unsubscribed, day_of,
+    expires_day,
 };
 use crate::keyring::{Keyring, Sealer};
 use crate::sqlite::keys::{self, KeyUse};
 use crate::sqlite::{Packed, SqliteFault, SqliteFile, Writer, json_numbers};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use notifier_core::subscription::{BINDING_MARK, DeviceId, Subscription};
+use notifier_core::subscription::{DeviceId, Subscription, Unsubscription};
 use sealed::{Columns, PURPOSE, lookup};
+use slot::{Row, Slot};
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::SqlitePool;
 use std::collections::{HashMap, HashSet};
@@ -97,6 +100,7 @@ pub async fn change_keys(settings: &StoreSettings, keys: &Keyring) -> Result<u64
             start = next;
         }
         readers.close().await;
+        writer.erase().await?;
         keys::leave_others(&mut writer, sealer.newest()).await?;
     }
     writer.close().await;
@@ -137,6 +141,11 @@ impl SubscriptionStore for SqliteStore {
             done,
         })
         .boxed()
+    }
+
+    fn unsubscribe<'a>(&'a self, wish: &'a Unsubscription) -> BoxFuture<'a, Result<Unsubscribed, StoreError>> {
+        let (name, sig_ts) = (self.key.name(&wish.device), wish.sig_ts);
+        self.ask(move |done| Job::Unsubscribe { name, sig_ts, done }).boxed()
     }
 
     fn remove<'a>(&'a self, device: &'a DeviceId) -> BoxFuture<'a, Result<bool, StoreError>> {
@@ -256,6 +265,11 @@ enum Job {
         row: Row,
         done: oneshot::Sender<Result<Put, StoreError>>,
     },
+    Unsubscribe {
+        name: Name,
+        sig_ts: i64,
+        done: oneshot::Sender<Result<Unsubscribed, StoreError>>,
+    },
     Remove {
         name: Name,
         before_ms: Option<i64>,
@@ -288,12 +302,6 @@ enum Job {
     },
 }
 
-struct Row {
-    sig_ts: i64,
-    expires_day: i64,
-    content: Zeroizing<Vec<u8>>,
-}
-
 /// The writing task. Ends, and gives the file free, when it is told to close or nobody can send any more.
 async fn write(file: SqliteFile, mut writer: Writer, keys: watch::Sender<Arc<Sealer>>, mut queue: mpsc::Receiver<Job>) {
     let mut jobs = Vec::with_capacity(GROUP);
@@ -316,7 +324,7 @@ async fn write(file: SqliteFile, mut writer: Writer, keys: watch::Sender<Arc<Sea
         for job in jobs.drain(..) {
             changes += job.most_rows();
             match job {
-                Job::Put { .. } | Job::Remove { .. } => group.push(job),
+                Job::Put { .. } | Job::Unsubscribe { .. } | Job::Remove { .. } => group.push(job),
                 Job::RemoveExpired {
                     start,
                     end,
@@ -343,9 +351,12 @@ async fn write(file: SqliteFile, mut writer: Writer, keys: watch::Sender<Arc<Sea
                 }
                 Job::LeaveOldKeys { done } => {
                     let newest = keys.borrow().newest();
-                    let left = keys::leave_others(&mut writer, newest).await;
-                    // What stood under the old key is gone from the WAL before anybody destroys that key.
-                    writer.truncate().await;
+                    // Who exchanges keys waits for nothing but the list of keys in the file, and destroys the old one. So what stood under
+                    // it is gone from the WAL before.
+                    let left = match writer.erase().await {
+                        Ok(()) => keys::leave_others(&mut writer, newest).await,
+                        Err(fault) => Err(fault),
+                    };
                     let _ = done.send(left.map_err(refused));
                 }
                 Job::Close { done } => {
@@ -383,18 +394,6 @@ async fn commit(writer: &mut Writer, sealer: &Sealer, group: Vec<Job>) {
     metrics::histogram!("store_commit_seconds").record(began.elapsed());
 }
 
-/// What is known of one row while a group is decided.
-#[derive(Default)]
-struct Slot {
-    /// Whether the file has the row.
-    stored: bool,
-    /// Whose row it is; `None` where there is none, and where it cannot be read.
-    name: Option<Name>,
-    /// The row after the changes so far.
-    row: Option<Row>,
-    changed: bool,
-}
-
 impl Job {
     /// How many rows it may change.
     const fn most_rows(&self) -> usize {
@@ -407,7 +406,7 @@ impl Job {
     fn names(&self) -> impl Iterator<Item = &Name> {
         let (row, mark) = match self {
             Self::Put { name, mark, .. } => (Some(name), Some(mark)),
-            Self::Remove { name, .. } => (Some(name), None),
+            Self::Unsubscribe { name, .. } | Self::Remove { name, .. } => (Some(name), None),
             _ => (None, None),
         };
         row.into_iter().chain(mark)
@@ -432,6 +431,10 @@ impl Job {
                 let put = slots.entry(lookup(&name)).or_default().put(name, row);
                 Some(Answer::Put(put, done))
             }
+            Self::Unsubscribe { name, sig_ts, done } => {
+                let outcome = slots.entry(lookup(&name)).or_default().unsubscribe(&name, sig_ts);
+                Some(Answer::Unsubscribed(outcome, done))
+            }
             Self::Remove { name, before_ms, done } => {
                 let removed = slots.entry(lookup(&name)).or_default().remove(&name, before_ms);
                 Some(Answer::Removed(removed, done))
@@ -441,63 +444,10 @@ impl Job {
     }
 }
 
-impl Slot {
-    /// Two names share 63 bits about once in 2^63 pairs. Whoever comes second is refused: no row is ever taken for another's.
-    fn is_anothers(&self, name: &Name) -> bool {
-        self.row.is_some() && self.name.is_some_and(|known| known != *name)
-    }
-
-    /// A renewal never loses a newer signature; of two with the same time the later request wins.
-    fn put(&mut self, name: Name, new: Row) -> Result<Put, StoreError> {
-        if self.is_anothers(&name) {
-            return Err(StoreError::LookupTaken);
-        }
-        let answer = match &self.row {
-            None => Put::New,
-            Some(old) if old.sig_ts > new.sig_ts => return Ok(Put::KeptNewer),
-            Some(old) if old.content == new.content => return Ok(Put::Unchanged),
-            Some(_) => Put::Renewed,
-        };
-        self.name = Some(name);
-        self.row = Some(new);
-        self.changed = true;
-        Ok(answer)
-    }
-
-    /// The mark stays until the last signature that came with a binding is void: no stolen one outlives it.
-    fn mark(&mut self, name: Name, expires_day: i64) {
-        if self.is_anothers(&name) {
-            return;
-        }
-        if self.row.as_ref().is_none_or(|row| row.expires_day < expires_day) {
-            self.name = Some(name);
-            self.row = Some(Row {
-                sig_ts: i64::MIN,
-                expires_day,
-                content: Zeroizing::new(BINDING_MARK.to_vec()),
-            });
-            self.changed = true;
-        }
-    }
-
-    fn remove(&mut self, name: &Name, before_ms: Option<i64>) -> bool {
-        let goes = match (&self.row, before_ms) {
-            (Some(_), _) if self.is_anothers(name) => false,
-            (None, _) => false,
-            (Some(_), None) => true,
-            (Some(row), Some(before_ms)) => row.sig_ts.saturating_mul(1_000) < before_ms,
-        };
-        if goes {
-            self.row = None;
-            self.changed = true;
-        }
-        goes
-    }
-}
-
 /// A decision on its way to who asked.
 enum Answer {
     Put(Result<Put, StoreError>, oneshot::Sender<Result<Put, StoreError>>),
+    Unsubscribed(Unsubscribed, oneshot::Sender<Result<Unsubscribed, StoreError>>),
     Removed(bool, oneshot::Sender<Result<bool, StoreError>>),
 }
 
@@ -506,6 +456,7 @@ impl Answer {
         // Who asked may have given up; the change stands.
         match self {
             Self::Put(put, done) => drop(done.send(outcome.and(put))),
+            Self::Unsubscribed(what, done) => drop(done.send(outcome.map(|()| what))),
             Self::Removed(removed, done) => drop(done.send(outcome.map(|()| removed))),
         }
     }
@@ -515,6 +466,7 @@ fn fail(group: Vec<Job>, error: StoreError) {
     for job in group {
         match job {
             Job::Put { done, .. } => drop(done.send(Err(error))),
+            Job::Unsubscribe { done, .. } => drop(done.send(Err(error))),
             Job::Remove { done, .. } => drop(done.send(Err(error))),
             // Nothing else is in a group.
             _ => {}

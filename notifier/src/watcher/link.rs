@@ -13,6 +13,7 @@ use notifier_core::omq::{
 };
 use quietline_shared::redact::Secret;
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
 use std::pin::pin;
@@ -38,7 +39,7 @@ pub struct LinkSettings {
     pub request_timeout: Duration,
     /// Largest frame and largest message of the node, bytes. The longest reply of a storage node, to 500 records, has 60 KB.
     pub max_frame: usize,
-    /// Requests that may wait for their replies, and as many again that may wait to be sent.
+    /// Requests that may wait for their replies, as many again that may wait to be sent, and as many in the inbox before them.
     pub max_outstanding: usize,
 }
 
@@ -139,6 +140,7 @@ pub fn spawn(
     notifies: mpsc::Sender<Notify>,
 ) -> LinkHandle {
     let (requests, inbox) = mpsc::channel(settings.max_outstanding.max(1));
+    let request_timeout = settings.request_timeout;
     let (close, closing) = oneshot::channel();
     tokio::spawn(async move {
         let outlets = Outlets { id, events, notifies };
@@ -148,6 +150,7 @@ pub fn spawn(
     });
     LinkHandle {
         requests,
+        request_timeout,
         _close: close,
     }
 }
@@ -155,14 +158,21 @@ pub fn spawn(
 /// The way to one link. Dropping it closes the link.
 pub struct LinkHandle {
     requests: mpsc::Sender<Request>,
+    request_timeout: Duration,
     _close: oneshot::Sender<()>,
 }
 
 impl LinkHandle {
-    /// Never waits. Requests may be made at any time, also before `Up`; they are sent once the handshake is over.
+    /// Never waits. Requests may be made at any time, also before `Up`; they are sent once the handshake is over. One that cannot be
+    /// sent in `request_timeout` fails like one that is not answered.
     pub fn request(&self, request: u64, command: &'static str, body: Option<Bytes>) -> Result<(), LinkClosed> {
         self.requests
-            .try_send(Request { request, command, body })
+            .try_send(Request {
+                request,
+                command,
+                body,
+                until: Instant::now() + self.request_timeout,
+            })
             .map_err(|error| match error {
                 TrySendError::Full(_) => LinkClosed::Full,
                 TrySendError::Closed(_) => LinkClosed::Closed,
@@ -182,6 +192,8 @@ struct Request {
     request: u64,
     command: &'static str,
     body: Option<Bytes>,
+    /// Sent before, or never: a node that does not read would keep it waiting for ever.
+    until: Instant,
 }
 
 struct Outlets {
@@ -219,6 +231,9 @@ async fn live(
     let rpc = Rpc::new(mechanism, identity, entropy, rpc_limits(settings), started);
     let mut link = Link {
         rpc,
+        waiting: VecDeque::new(),
+        unsent: VecDeque::new(),
+        most_waiting: settings.max_outstanding.max(1),
         held: None,
         paused: false,
         read_since_yield: 0,
@@ -231,6 +246,11 @@ async fn live(
 
 struct Link {
     rpc: Rpc,
+    /// Requests to be sent, in the order of their ends.
+    waiting: VecDeque<Request>,
+    /// Those whose time was over first. Together with `waiting` at most `most_waiting`.
+    unsent: VecDeque<u64>,
+    most_waiting: usize,
     /// What its channel had no room for. While it is here nothing is read.
     held: Option<RpcEvent>,
     paused: bool,
@@ -245,7 +265,7 @@ impl Link {
         mut closing: oneshot::Receiver<()>,
         outlets: &Outlets,
     ) -> DownReason {
-        let mut armed = self.rpc.next_deadline();
+        let mut armed = self.next_deadline();
         let mut timer = pin!(time::sleep_until(armed.into()));
         loop {
             // A node that floods keeps this task ready for ever: the others on this thread need their turn, and the
@@ -260,12 +280,13 @@ impl Link {
             {
                 return fault.into();
             }
+            self.send_waiting(now);
             if self.deliver(outlets).is_break() {
                 return DownReason::ClosedByUs;
             }
             // A deadline that moves away lets the timer fire once in vain, which is cheaper than to move it with each
             // read; only one that comes nearer needs it.
-            let deadline = self.rpc.next_deadline();
+            let deadline = self.next_deadline();
             if deadline < armed || armed <= now {
                 armed = deadline;
                 timer.as_mut().reset(armed.into());
@@ -284,14 +305,42 @@ impl Link {
                         return self.read(stream).err().unwrap_or(broken(error));
                     }
                 }
-                request = inbox.recv(), if output_waits < OUTPUT_HIGH && self.rpc.takes_requests() => {
-                    let Some(Request { request, command, body }) = request else { return DownReason::ClosedByUs };
-                    let _ = self.rpc.request(request, command, body.as_deref(), Instant::now());
+                request = inbox.recv(), if self.waiting.len() + self.unsent.len() < self.most_waiting => {
+                    let Some(request) = request else { return DownReason::ClosedByUs };
+                    self.waiting.push_back(request);
                 }
                 () = self.room(outlets) , if self.held.is_some() => {}
                 () = &mut timer => {}
             }
         }
+    }
+
+    fn next_deadline(&self) -> Instant {
+        let oldest = self.waiting.front().map(|oldest| oldest.until);
+        oldest.into_iter().fold(self.rpc.next_deadline(), Instant::min)
+    }
+
+    /// Seals what there is room for, and gives up what has waited for it too long.
+    fn send_waiting(&mut self, now: Instant) {
+        while let Some(late) = self.waiting.pop_front_if(|oldest| oldest.until <= now) {
+            self.unsent.push_back(late.request);
+        }
+        while self.rpc.output().len() < OUTPUT_HIGH
+            && self.rpc.takes_requests()
+            && let Some(Request {
+                request, command, body, ..
+            }) = self.waiting.pop_front()
+        {
+            let _ = self.rpc.request(request, command, body.as_deref(), now);
+        }
+    }
+
+    fn poll_event(&mut self) -> Option<RpcEvent> {
+        self.rpc.poll_event().or_else(|| {
+            let request = self.unsent.pop_front()?;
+            let result = Err(RequestFailure::TimedOut);
+            Some(RpcEvent::Reply { request, result })
+        })
     }
 
     /// Takes what the socket has, into a buffer that all links of a thread share: a link that waits has none.
@@ -331,7 +380,7 @@ impl Link {
 
     /// Gives out what there is until a channel is full. Breaks when nobody listens any more.
     fn deliver(&mut self, outlets: &Outlets) -> ControlFlow<()> {
-        while let Some(event) = self.held.take().or_else(|| self.rpc.poll_event()) {
+        while let Some(event) = self.held.take().or_else(|| self.poll_event()) {
             let (full, closed) = match event {
                 RpcEvent::Notify(body) => match outlets.notifies.try_send(Notify { link: outlets.id, body }) {
                     Ok(()) => continue,

@@ -88,8 +88,6 @@ pub struct LaneCounters {
     pub accepted: u64,
     pub restored: u64,
     pub delivered: u64,
-    /// Not taken: the message had expired.
-    pub expired: u64,
     /// Sent again in the "too long" form.
     pub fallbacks: u64,
     /// Times the lane rested because the provider could not be reached.

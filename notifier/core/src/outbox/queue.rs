@@ -31,19 +31,18 @@ impl Resting {
 impl Outbox {
     /// Takes a wakeup: the entry must be written and then reported with [`handle_written`](Self::handle_written). When full, the
     /// oldest of the least valuable class gives way.
-    pub fn accept(&mut self, sealed: Sealed, push_id: PushId, now_ms: i64) -> Result<Entry, Rejected> {
+    ///
+    /// It lives for [`SHORTEST_LIFE`] at least, whatever its message's expiry: that is the word of one node, which no hash proves.
+    pub fn accept(&mut self, mut sealed: Sealed, push_id: PushId, now_ms: i64) -> Result<Entry, Rejected> {
         let (service, class) = (sealed.service, sealed.class);
         let lane = service.place();
         if !self.lanes[lane].lane.exists() {
             return Err(Rejected::NoLane);
         }
-        let deadline_ms = sealed
-            .expires_at_ms
-            .min(now_ms.saturating_add(millis(lifetime(service))));
-        if deadline_ms <= now_ms {
-            self.lanes[lane].counters.expired += 1;
-            return Err(Rejected::Expired);
-        }
+        let shortest_ms = now_ms.saturating_add(millis(SHORTEST_LIFE));
+        sealed.expires_at_ms = sealed.expires_at_ms.max(self.to_wall_time(shortest_ms));
+        let longest_ms = now_ms.saturating_add(millis(lifetime(service)));
+        let deadline_ms = self.to_own_time(sealed.expires_at_ms).clamp(shortest_ms, longest_ms);
         if !self.make_place(lane, class) {
             self.lanes[lane].counters.count_refused(class);
             return Err(Rejected::Full);
@@ -76,7 +75,7 @@ impl Outbox {
             id,
             push_id,
             sealed,
-            deadline_ms,
+            deadline_ms: self.to_wall_time(deadline_ms),
             attempt: 0,
         })
     }
@@ -114,8 +113,8 @@ impl Outbox {
             return;
         }
         self.lanes[lane].counters.restored += 1;
-        let deadline_ms = entry
-            .deadline_ms
+        let deadline_ms = self
+            .to_own_time(entry.deadline_ms)
             .min(now_ms.saturating_add(millis(lifetime(entry.service))));
         let refused = if deadline_ms <= now_ms {
             Some(DropReason::Deadline)
@@ -370,7 +369,7 @@ impl Outbox {
             push_id: slot.push_id,
             sealed: sealed?,
             fallback: slot.fallback,
-            deadline_ms: slot.deadline_ms,
+            deadline_ms: slot.deadline_ms.saturating_add(self.wall_ahead_ms),
             attempt: slot.attempt,
         })
     }
@@ -737,6 +736,9 @@ fn size_of_body(sealed: &Sealed) -> u32 {
     let bytes = sealed.body.len() + fallback + sealed.token.expose().len() + size_of::<Sealed>() + 64;
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
+
+/// A provider is asked to keep a wakeup for 300 s at least (`time_to_live`), so a minute makes none arrive later than it might anyway.
+const SHORTEST_LIFE: Duration = Duration::from_secs(60);
 
 /// At least 60 s where the provider does not say how long.
 const LANE_PAUSE: Backoff = Backoff {

@@ -1,6 +1,7 @@
 use super::*;
 use crate::seal::Priority;
 
+mod clocks;
 mod crowd;
 mod jitter;
 mod lives;
@@ -37,7 +38,7 @@ fn a_delivered_entry_is_removed_and_forgotten() {
 }
 
 #[test]
-fn the_deadline_is_the_messages_expiry_or_the_services_cap() {
+fn the_deadline_is_the_messages_expiry_within_a_minute_and_the_services_cap() {
     let mut outbox = outbox();
     let mut deadline = |service, expires_at_ms| {
         let sealed = Sealed {
@@ -48,11 +49,12 @@ fn the_deadline_is_the_messages_expiry_or_the_services_cap() {
         outbox.accept(sealed, push_id(1), NOW).map(|entry| entry.deadline_ms)
     };
     assert_eq!(deadline(Service::Apns, NOW + MINUTE), Ok(NOW + MINUTE));
+    assert_eq!(deadline(Service::Apns, NOW + 2 * MINUTE), Ok(NOW + 2 * MINUTE));
     assert_eq!(deadline(Service::Apns, NOW + 100 * HOUR), Ok(NOW + HOUR));
     assert_eq!(deadline(Service::Firebase, NOW + 100 * HOUR), Ok(NOW + 24 * HOUR));
-    assert_eq!(deadline(Service::Apns, NOW), Err(Rejected::Expired));
-    assert_eq!(deadline(Service::Apns, i64::MIN), Err(Rejected::Expired));
-    assert_eq!(outbox.counters(Service::Apns).expired, 2);
+    for lie in [NOW + 20, NOW, i64::MIN] {
+        assert_eq!(deadline(Service::Apns, lie), Ok(NOW + MINUTE));
+    }
 }
 
 #[test]
@@ -206,12 +208,13 @@ fn an_entry_whose_next_try_would_come_too_late_is_dropped_at_once() {
     let id = queue(
         &mut outbox,
         Sealed {
-            expires_at_ms: NOW + 900,
+            expires_at_ms: NOW + MINUTE,
             ..wakeup(b"a", Class::Call)
         },
     );
-    send(&mut outbox, NOW);
-    outbox.handle_outcome(id, retry(RetryReason::Timeout, None), NOW, 0);
+    let late = NOW + MINUTE - 100;
+    send(&mut outbox, late);
+    outbox.handle_outcome(id, retry(RetryReason::Timeout, None), late, 0);
     assert_eq!(writes(&mut outbox), [Write::Remove(id)]);
     assert_eq!(outbox.counters(Service::Apns).dropped(DropReason::Deadline), 1);
 }
@@ -235,20 +238,20 @@ fn nothing_is_sent_at_or_after_its_deadline() {
     let id = queue(
         &mut outbox,
         Sealed {
-            expires_at_ms: NOW + 500,
+            expires_at_ms: NOW + MINUTE,
             ..wakeup(b"a", Class::Call)
         },
     );
-    assert!(outbox.poll_send(NOW + 500).is_none());
+    assert!(outbox.poll_send(NOW + MINUTE).is_none());
     assert_eq!(writes(&mut outbox), [Write::Remove(id)]);
     let id = queue(
         &mut outbox,
         Sealed {
-            expires_at_ms: NOW + 500,
+            expires_at_ms: NOW + MINUTE,
             ..wakeup(b"a", Class::Call)
         },
     );
-    outbox.handle_timeout(NOW + 1000);
+    outbox.handle_timeout(NOW + MINUTE + 1000);
     assert_eq!(writes(&mut outbox), [Write::Remove(id)]);
     assert_eq!(
         (
@@ -265,14 +268,15 @@ fn an_entry_under_way_survives_its_deadline_until_the_answer() {
     let id = queue(
         &mut outbox,
         Sealed {
-            expires_at_ms: NOW + 500,
+            expires_at_ms: NOW + MINUTE,
             ..wakeup(b"a", Class::Call)
         },
     );
-    send(&mut outbox, NOW);
-    outbox.handle_timeout(NOW + 59_000);
+    let sent = NOW + MINUTE - 500;
+    send(&mut outbox, sent);
+    outbox.handle_timeout(sent + 59_000);
     assert_eq!(outbox.len(), 1);
-    outbox.handle_outcome(id, Outcome::Delivered, NOW + 59_000, 0);
+    outbox.handle_outcome(id, Outcome::Delivered, sent + 59_000, 0);
     assert_eq!(outbox.counters(Service::Apns).delivered, 1);
 }
 

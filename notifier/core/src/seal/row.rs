@@ -14,7 +14,7 @@ impl Sealed {
     /// The same wakeup always gives the same bytes.
     pub fn encode_row(&self) -> Vec<u8> {
         let fallback = self.fallback.as_deref().unwrap_or_default();
-        let mut row = Vec::with_capacity(LONGEST_FIXED + self.token.expose().len() + self.body.len() + fallback.len());
+        let mut row = Vec::with_capacity(self.row_len());
         row.extend_from_slice(&[VERSION, self.class.code(), self.priority.code()]);
         row.extend_from_slice(&self.expires_at_ms.to_be_bytes());
         put_target(&mut row, self.service, &self.token);
@@ -24,6 +24,12 @@ impl Sealed {
             row.extend_from_slice(sealed);
         }
         row
+    }
+
+    /// Bytes of the row.
+    pub fn row_len(&self) -> usize {
+        let fallback = self.fallback.as_deref().map_or(0, <[u8]>::len);
+        LONGEST_FIXED + self.token.expose().len() + self.body.len() + fallback
     }
 
     pub fn decode_row(row: &[u8]) -> Result<Self, RowError> {

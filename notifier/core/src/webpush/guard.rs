@@ -3,7 +3,7 @@
 //! In: an origin as it was registered, addresses as its name resolved. Out: allowed, or a named refusal. Never: resolves a name.
 
 use crate::endpoint::{Host, Origin};
-use quietline_shared::address::{Canonical, Prefix, canonical, is_special};
+use quietline_shared::address::{Canonical, Prefix, canonical, is_isatap, is_special};
 use std::net::IpAddr;
 
 /// What the operator allows beyond global unicast addresses at port 443, and what not even there.
@@ -57,7 +57,9 @@ impl Guard {
             Canonical::Inner(inner) => IpAddr::V4(inner),
             Canonical::Never => return allows(address),
         };
-        allows(address) || allows(plain) || !is_special(plain)
+        // ISATAP's form is at home in every network, a private one too.
+        let is_disguised = is_isatap(address) && is_special(address);
+        allows(address) || allows(plain) || !is_special(plain) && !is_disguised
     }
 
     fn denies(&self, name: &str) -> bool {
@@ -107,10 +109,18 @@ mod tests {
             "2001::1",
             "2a00::5efe:10.0.0.1",
             "2001:db8::1",
+            "fd00:1:2:3:0:5efe:9.9.9.9",
+            "fe80::5efe:9.9.9.9",
         ] {
             assert!(!guard.permits(address.parse().unwrap()), "{address}");
         }
-        for address in ["9.9.9.9", "2a00::1", "::ffff:9.9.9.9", "64:ff9b::909:909"] {
+        for address in [
+            "9.9.9.9",
+            "2a00::1",
+            "::ffff:9.9.9.9",
+            "64:ff9b::909:909",
+            "2a00::5efe:9.9.9.9",
+        ] {
             assert!(guard.permits(address.parse().unwrap()), "{address}");
         }
     }

@@ -199,6 +199,96 @@ async fn a_commit_that_can_never_succeed_refuses_its_wakeups_and_keeps_its_remov
 }
 
 #[tokio::test]
+async fn what_the_database_refuses_takes_no_wakeup_of_another_caller_with_it() {
+    let (mut journal, reader, _folder) = empty().await;
+    commit_now(&mut journal, 1..=1).await;
+    let mut before: Vec<_> = (2..=20).map(|id| add(&mut journal, id..=id)).collect();
+    // The number is there already.
+    let mut bad = add(&mut journal, 1..=1);
+    let mut behind: Vec<_> = (21..=40).map(|id| add(&mut journal, id..=id)).collect();
+    let mut refused = Vec::new();
+    while !journal.is_idle() {
+        let now = Instant::now();
+        let due = journal.poll_timeout(now).unwrap();
+        journal.start(due, 0);
+        refused.extend(journal.finished().await.refused);
+    }
+    assert_eq!(refused, [EntryId(1)]);
+    assert!(matches!(bad.try_recv(), Ok(Err(OutboxError::Internal { .. }))));
+    for answer in before.iter_mut().chain(&mut behind) {
+        assert_eq!(answer.try_recv(), Ok(Ok(())));
+    }
+    assert_eq!(stored(&reader).await, (1..=40).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_commit_takes_what_came_together_and_no_more_than_so_many_bytes() {
+    let (mut journal, reader, _folder) = empty().await;
+    let large = |id: i64| Entry {
+        sealed: Arc::new(Sealed {
+            body: vec![1; GROUP_BYTES / 3].into(),
+            ..Sealed::clone(&entry(id).sealed)
+        }),
+        ..entry(id)
+    };
+    let mut answers = Vec::new();
+    for parcel in [1..=2, 3..=4, 5..=8] {
+        let (done, answer) = oneshot::channel();
+        let refused = journal.add(parcel.map(large), vec![[1; 16]], done);
+        assert_eq!(refused, []);
+        answers.push(answer);
+    }
+    // The last is more than one commit should take, but it came as one.
+    for ids in [vec![1, 2], vec![3, 4], vec![5, 6, 7, 8]] {
+        journal.start(Instant::now(), 0);
+        assert_eq!(journal.finished().await, durable(&ids));
+    }
+    assert!(answers.iter_mut().all(|answer| answer.try_recv() == Ok(Ok(()))));
+    assert_eq!(stored(&reader).await, (1..=8).collect::<Vec<_>>());
+
+    let (done, mut answer) = oneshot::channel();
+    let refused = journal.add((9..=15).map(large), vec![], done);
+    assert_eq!(refused, (9..=15).map(EntryId).collect::<Vec<_>>());
+    assert_eq!(answer.try_recv(), Ok(Err(OutboxError::TooLarge)));
+    assert!(journal.is_idle());
+}
+
+#[tokio::test]
+async fn a_wakeup_that_went_before_its_commit_is_not_written() {
+    let (mut journal, reader, _folder) = empty().await;
+    let each = GROUP_ENTRIES as i64;
+    let mut first = add(&mut journal, 1..=each);
+    let mut second = add(&mut journal, each + 1..=each + 2);
+    journal.remove(EntryId(1), Instant::now());
+    journal.remove(EntryId(each + 1), Instant::now());
+    while !journal.is_idle() {
+        journal.start(Instant::now(), 0);
+        journal.finished().await;
+    }
+    assert_eq!((first.try_recv(), second.try_recv()), (Ok(Ok(())), Ok(Ok(()))));
+    let expected: Vec<i64> = (2..=each).chain([each + 2]).collect();
+    assert_eq!(stored(&reader).await, expected);
+}
+
+#[tokio::test]
+async fn closing_commits_all_that_waits_however_many_commits_it_takes() {
+    let (mut journal, _reader, folder) = empty().await;
+    let each = GROUP_ENTRIES as i64;
+    let answers: Vec<_> = (0..5)
+        .map(|n| add(&mut journal, n * each + 1..=(n + 1) * each))
+        .collect();
+    journal.close(0).await;
+    for answer in answers {
+        assert_eq!(answer.await, Ok(Ok(())));
+    }
+    let keys = Keyring::new(vec![Secret::new([1; 32])]).unwrap();
+    let (_writer, reader) = open(&folder.path().join("outbox.db"), &keys, ERASE_AFTER)
+        .await
+        .unwrap();
+    assert_eq!(counts(&reader).await.0, 5 * each);
+}
+
+#[tokio::test]
 async fn closing_commits_all_that_waits() {
     let (mut journal, reader, folder) = empty().await;
     let many = 4 * GROUP_CHANGES as i64;
@@ -237,7 +327,7 @@ async fn empty() -> (Journal, OutboxReader, TempDir) {
 
 fn add(journal: &mut Journal, ids: std::ops::RangeInclusive<i64>) -> oneshot::Receiver<Result<(), OutboxError>> {
     let (done, answer) = oneshot::channel();
-    journal.add(ids.map(entry), vec![[1; 16]], done);
+    assert_eq!(journal.add(ids.map(entry), vec![[1; 16]], done), []);
     answer
 }
 

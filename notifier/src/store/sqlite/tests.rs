@@ -1,6 +1,7 @@
 use super::*;
 use crate::sqlite::ERASE_AFTER;
 use notifier_core::account::{AccountId, DeviceToken, Namespace, NamespaceSet, Service};
+use notifier_core::subscription::BINDING_MARK;
 use quietline_shared::redact::Secret;
 use sqlx::Connection;
 use std::collections::HashSet;
@@ -74,6 +75,23 @@ async fn a_dead_token_does_not_remove_a_row_signed_later() {
     assert_eq!(store.remove_if_older(&device(1), NOW * 1_000 + 1).await, Ok(true));
     assert_eq!(store.remove_if_older(&device(1), NOW * 1_000 + 1).await, Ok(false));
     assert_eq!(store.count().await, Ok(0));
+}
+
+#[tokio::test]
+async fn an_unsubscription_leaves_what_was_signed_later() {
+    let (store, _folder) = empty_store().await;
+    store.put(&subscription(1, NOW)).await.unwrap();
+    assert_eq!(store.unsubscribe(&gone(1, NOW - 1)).await, Ok(Unsubscribed::KeptNewer));
+    assert_eq!(store.unsubscribe(&gone(2, NOW)).await, Ok(Unsubscribed::NotThere));
+    assert_eq!(rows(&all(&store).await), rows(&[subscription(1, NOW)]));
+    assert_eq!(store.unsubscribe(&gone(1, NOW)).await, Ok(Unsubscribed::Removed));
+    assert_eq!(store.unsubscribe(&gone(1, NOW)).await, Ok(Unsubscribed::NotThere));
+    assert_eq!(store.count().await, Ok(0));
+    // Off and on again, and the first request takes the longer way: in one group as well.
+    let (off, on) = (gone(1, NOW + 1), subscription(1, NOW + 2));
+    let answers = tokio::join!(biased; store.put(&on), store.unsubscribe(&off));
+    assert_eq!(answers, (Ok(Put::New), Ok(Unsubscribed::KeptNewer)));
+    assert_eq!(rows(&all(&store).await), rows(&[on]));
 }
 
 #[tokio::test]
@@ -380,6 +398,43 @@ async fn a_change_of_keys_that_was_killed_goes_on_after_the_next_start() {
         all(&open(folder.path(), KEY, &ring(&[2])).await.unwrap()).await.len(),
         1_200
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_key_is_left_only_when_nothing_under_it_is_in_the_wal() {
+    let (store, folder) = empty_store().await;
+    put_many(&store, (0..300).map(|n| subscription(n, NOW))).await;
+    let path = folder.path().join("subscriptions.db");
+    let mut reader = look(folder.path()).await;
+    // Whoever reads the WAL, or copies it, is in the way of its end.
+    sqlx::query("BEGIN").execute(&mut reader).await.unwrap();
+    let sealed: Vec<(Vec<u8>,)> = sqlx::query_as("SELECT row FROM subscription")
+        .fetch_all(&mut reader)
+        .await
+        .unwrap();
+    let (both, store) = (ring(&[2, 1]), Arc::new(store));
+    let new = both.ids()[0];
+    let moving = {
+        let (store, both) = (Arc::clone(&store), ring(&[2, 1]));
+        tokio::spawn(async move { store.use_keys(&both).await })
+    };
+    while keys(&store).await != [(new, 300)] {
+        tokio::task::yield_now().await;
+    }
+    let too_early = tokio::time::sleep(std::time::Duration::from_millis(200));
+    tokio::pin!(moving, too_early);
+    tokio::select! {
+        left = &mut moving => panic!("{left:?} while the WAL is read"),
+        () = &mut too_early => {}
+    }
+    assert_eq!(keys::entered_in(&path).await.unwrap().len(), 2, "the old key is needed");
+    sqlx::query("COMMIT").execute(&mut reader).await.unwrap();
+    assert_eq!(moving.await.unwrap(), Ok(300));
+    assert_eq!(keys::entered_in(&path).await.unwrap(), [new]);
+    let wal = std::fs::read(folder.path().join("subscriptions.db-wal")).unwrap();
+    let pieces: HashSet<&[u8]> = sealed.iter().flat_map(|(row,)| row.chunks_exact(64)).collect();
+    let left = wal.windows(64).filter(|window| pieces.contains(window)).count();
+    assert_eq!(left, 0, "pieces of rows under the old key");
 }
 
 #[tokio::test]
@@ -700,6 +755,13 @@ fn device(n: u32) -> DeviceId {
         account: AccountId::new(account),
         service: Service::Firebase,
         token: DeviceToken::new(format!("a-token-of-some-length-{n:08}").into_bytes()),
+    }
+}
+
+fn gone(n: u32, sig_ts: i64) -> Unsubscription {
+    Unsubscription {
+        device: device(n),
+        sig_ts,
     }
 }
 

@@ -42,13 +42,13 @@ fn jitter_ends_with_the_message() {
         settings.set_lane(Service::Apns, lane);
     });
     let sealed = Sealed {
-        expires_at_ms: NOW + 5_000,
+        expires_at_ms: NOW + MINUTE,
         ..wakeup(b"a", Class::Visible)
     };
     let entry = outbox.accept(sealed, push_id(250), NOW).unwrap();
     outbox.handle_written([entry.id]);
     let due = outbox.next_deadline().unwrap();
-    assert!(due < NOW + 5_000, "it goes while somebody may still want it");
+    assert!(due <= NOW + MINUTE / 2, "it goes while somebody may still want it");
     outbox.handle_timeout(due);
     assert_eq!(send(&mut outbox, due).id, entry.id);
 }
