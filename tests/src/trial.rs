@@ -137,6 +137,17 @@ pub async fn figure(lab: &Lab, name: &str, label: &str) -> f64 {
 /// # Panics
 /// If it never is.
 pub async fn until_figure(lab: &Lab, name: &str, label: &str, wanted: impl Fn(f64) -> bool) -> f64 {
+    until_figure_within(PATIENCE, lab, name, label, wanted).await
+}
+
+/// For what takes longer by nature.
+pub async fn until_figure_within(
+    patience: Duration,
+    lab: &Lab,
+    name: &str,
+    label: &str,
+    wanted: impl Fn(f64) -> bool,
+) -> f64 {
     let mut last = f64::NAN;
     let search = async {
         loop {
@@ -147,7 +158,7 @@ pub async fn until_figure(lab: &Lab, name: &str, label: &str, wanted: impl Fn(f6
             tokio::time::sleep(LOOK_EVERY).await;
         }
     };
-    let found = tokio::time::timeout(PATIENCE, search).await;
+    let found = tokio::time::timeout(patience, search).await;
     assert!(found.is_ok(), "{name}{{{label}}} stays at {last}");
     last
 }

@@ -154,7 +154,14 @@ impl World {
             fs::write(beside.join("more.conf"), more).unwrap();
         }
         // Units that ours name and that nobody starts here.
-        for target in ["basic", "sysinit", "shutdown", "network-online", "multi-user"] {
+        for target in [
+            "basic",
+            "sysinit",
+            "shutdown",
+            "network-online",
+            "time-sync",
+            "multi-user",
+        ] {
             let text = "[Unit]\nDefaultDependencies=no\n";
             fs::write(world.path("units").join(format!("{target}.target")), text).unwrap();
         }
