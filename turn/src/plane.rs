@@ -3,7 +3,7 @@
 //! In: sockets that are ready, frames of streams, time that passed. Out: datagrams; frames for clients of streams, which `streams` takes
 //! with [`Plane::take_posts`]. Never: waits, locks, allocates for a packet, or decides who may talk to whom.
 
-use crate::sockets::{Datagram, Sockets, Through};
+use crate::sockets::{Datagram, ROOM, Sockets, Through};
 use crate::sys::{self, Epoll, Events, Piece, Ready, Received};
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use turn_core::Server;
-use turn_core::control::{Answer, Counters, HEADROOM, Hop, Icmp, Output, Prefix, Settings, Shared, Tally};
+use turn_core::control::{Answer, Counters, Hop, Icmp, Output, Prefix, Settings, Shared, Tally};
 use turn_core::forwarding::{Recipient, Run};
 use turn_core::time::Now;
 use turn_core::wire::{CHANNEL_HEADER, FiveTuple, PeerAddr, RelayAddr, Transport};
@@ -589,12 +589,19 @@ impl Plane {
                 let Some(place) = self.shared.relays().place(relay) else {
                     return;
                 };
+                let payload = piece(origin, &payload);
+                let (start, length, count) = (
+                    payload.start as usize,
+                    payload.length as usize,
+                    usize::from(several.count),
+                );
+                let is_closed_up = count > 1 && self.sockets.close_up(start, length, several.stride as usize, count);
                 self.sockets.push(Datagram {
                     through: Through::Relay(place as u32),
                     to: peer.socket(),
-                    pieces: [Piece::default(), piece(origin, &payload), Piece::default()],
+                    pieces: [Piece::default(), payload, Piece::default()],
                     count: several.count,
-                    stride: several.stride,
+                    stride: if is_closed_up { payload.length } else { several.stride },
                     ecn: origin.ecn,
                     dont_fragment,
                 });
@@ -615,14 +622,14 @@ impl Plane {
                     }
                     return;
                 }
-                let pieces = self.with_prefix(&prefix, payload, padding, origin.floor, several);
+                let (pieces, several) = self.with_prefix(&prefix, payload, padding, origin.floor, several);
                 self.push_to_client(&recipient.client, pieces, origin.ecn, several);
             }
         }
     }
 
     /// In front of the payload where there is room, so that both are one piece. In a run, the room in front of the second payload is
-    /// that of all but the first.
+    /// that of all but the first; where there is none, the payloads make it.
     fn with_prefix(
         &mut self,
         prefix: &Prefix,
@@ -630,7 +637,7 @@ impl Plane {
         padding: usize,
         floor: usize,
         several: Several,
-    ) -> [Piece; 3] {
+    ) -> ([Piece; 3], Several) {
         let bytes = prefix.as_bytes();
         let padding = self.sockets.zeros(padding);
         let gap = (several.stride as usize).saturating_sub(payload.length as usize);
@@ -647,10 +654,29 @@ impl Plane {
                     start: payload.start - bytes.len() as u32,
                     length: payload.length + bytes.len() as u32,
                 };
-                return [Piece::default(), both, padding];
+                return ([Piece::default(), both, padding], several);
             }
         }
-        [self.sockets.keep(bytes), payload, padding]
+        let (start, length, count) = (
+            payload.start as usize,
+            payload.length as usize,
+            usize::from(several.count),
+        );
+        if gap == 0
+            && padding.length == 0
+            && let Some(begin) = self.sockets.put_between(start, floor, length, count, bytes)
+        {
+            let both = Piece {
+                start: begin as u32,
+                length: payload.length + bytes.len() as u32,
+            };
+            let several = Several {
+                stride: both.length,
+                ..several
+            };
+            return ([Piece::default(), both, padding], several);
+        }
+        ([self.sockets.keep(bytes), payload, padding], several)
     }
 
     /// From the listener that the client came to: all shards have a socket for each.
@@ -752,11 +778,7 @@ fn segments(received: &Received, start: usize) -> impl Iterator<Item = (Range<us
         let origin = Origin {
             start: at,
             // In front of the first one there is room of ours, in front of the others the end of the one before.
-            floor: if number == 0 {
-                start.saturating_sub(HEADROOM)
-            } else {
-                at
-            },
+            floor: if number == 0 { start.saturating_sub(ROOM) } else { at },
             ecn,
         };
         (at..end.min(at + segment), origin)

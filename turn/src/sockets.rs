@@ -1,10 +1,11 @@
 //! The UDP sockets of one shard: listeners and relayed addresses; datagrams in, datagrams out, many at a time.
 //!
-//! In: datagrams into slots of one memory. Out: what is queued here, each socket's in one call. Never: copies a payload, or knows who
-//! may talk to whom.
+//! In: datagrams into slots of one memory. Out: what is queued here, each socket's in one call. Never: takes a payload out of its slot, or
+//! knows who may talk to whom.
 //!
 //! What is queued points into the slots, so a slot may be used again only after [`Sockets::flush`].
 
+mod runs;
 mod sending;
 
 use crate::sys::{self, Epoll, Events, Interest, Message, Outgoing, Piece, Received, Slots, Watch};
@@ -16,6 +17,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use turn_core::control::HEADROOM;
 use turn_core::forwarding::Run;
+use turn_core::wire::CHANNEL_HEADER;
 
 /// Which socket a datagram leaves through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +107,9 @@ impl Default for Buffers {
 pub const BATCH: usize = 64;
 /// Datagrams that wait, at most, those of one run counting one by one.
 const QUEUE: usize = 1_024;
+/// Bytes in front of each slot: the longest prefix, or those of a whole run of ChannelData.
+pub const ROOM: usize = 256;
+const _: () = assert!(ROOM >= HEADROOM && ROOM >= CHANNEL_HEADER * Run::MOST as usize);
 /// Room for what is not in a slot: prefixes, answers, frames of streams.
 const AREA: usize = 256 << 10;
 /// The longest prefix, answer or frame of a stream goes in.
@@ -264,7 +269,7 @@ impl Sockets {
             sweep: 0,
             listeners: listeners.collect(),
             relays: relay_list,
-            slots: Slots::new(BATCH, HEADROOM, AREA),
+            slots: Slots::new(BATCH, ROOM, AREA),
             used: 0,
             area_used: ZEROS,
             queue: Vec::with_capacity(QUEUE),
@@ -422,6 +427,23 @@ impl Sockets {
             }
             None => false,
         }
+    }
+
+    /// As [`runs::put_between`].
+    pub fn put_between(
+        &mut self,
+        at: usize,
+        floor: usize,
+        length: usize,
+        count: usize,
+        header: &[u8],
+    ) -> Option<usize> {
+        runs::put_between(self.slots.memory_mut(), at, floor, length, count, header)
+    }
+
+    /// As [`runs::close_up`].
+    pub fn close_up(&mut self, at: usize, length: usize, stride: usize, count: usize) -> bool {
+        runs::close_up(self.slots.memory_mut(), at, length, stride, count)
     }
 
     /// Up to three zero bytes.
