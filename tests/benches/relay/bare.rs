@@ -1,7 +1,7 @@
 //! The bare forwarder: what a relay's sockets cost when nothing is decided.
 //!
-//! In: datagrams of registered clients and of their peers. Out: the same without, or with, four bytes in front. Never: authenticates,
-//! expires, counts or limits anything. One listener and one thread per shard, one socket per client, epoll, recvmmsg and sendmmsg of 64,
+//! In: datagrams of registered clients and of their peers. Out: the same without, or with, four bytes in front; as they came where the
+//! peer is another client, as the channels of both have one number here. Never: authenticates, expires, counts or limits anything. One listener and one thread per shard, one socket per client, epoll, recvmmsg and sendmmsg of 64,
 //! GRO in, GSO out for equal datagrams of one batch to one destination, and one hash lookup per datagram received.
 
 use crate::batch::{BATCH, Batch, Inbox, Outbox, Poll, Wish, bind_shared, set};
@@ -41,12 +41,15 @@ struct Forwarder {
     relays: Vec<Relay>,
     relay_by_client: HashMap<SocketAddrV4, usize>,
     relay_by_peer: HashMap<(usize, SocketAddrV4), usize>,
+    relay_by_port: HashMap<u16, usize>,
 }
 
 struct Relay {
     socket: UdpSocket,
     client: SocketAddrV4,
     peer: SocketAddrV4,
+    /// The client behind `peer`, if that is a relay of this forwarder.
+    within: Option<SocketAddrV4>,
 }
 
 impl Forwarder {
@@ -64,6 +67,7 @@ impl Forwarder {
             relays: Vec::new(),
             relay_by_client: HashMap::new(),
             relay_by_peer: HashMap::new(),
+            relay_by_port: HashMap::new(),
         })
     }
 
@@ -104,7 +108,8 @@ impl Forwarder {
     fn send_to_peers(&mut self, inbox: &Inbox, count: usize, outbox: &mut Outbox) -> io::Result<()> {
         let mut batch = outbox.batch();
         let mut run = Run::default();
-        let mut relay = None;
+        // The socket of what is in the batch.
+        let mut through = None;
         for place in 0..count {
             let datagram = inbox.datagram(place);
             let to = self.relay_by_client.get(&datagram.source).copied();
@@ -112,28 +117,39 @@ impl Forwarder {
                 self.register(datagram.source, datagram.bytes, to)?;
                 continue;
             };
-            if relay != Some(to) {
+            let relay = &self.relays[to];
+            let (socket, to, skipped) = match relay.within {
+                Some(client) => (LISTENER, client, 0),
+                None => (to as u64, relay.peer, HEADER),
+            };
+            if through != Some(socket) {
                 run.end(&mut batch);
-                if let Some(relay) = relay.replace(to) {
-                    batch.send(&self.relays[relay].socket);
+                if let Some(before) = through.replace(socket) {
+                    batch.send(self.socket(before));
                     batch = outbox.batch();
                 }
             }
-            let peer = self.relays[to].peer;
             for segment in datagram.segments() {
-                let payload = segment.get(HEADER..).unwrap_or_default();
-                if !run.continues(peer, payload.len()) {
+                let payload = segment.get(skipped..).unwrap_or_default();
+                if !run.continues(to, payload.len()) {
                     run.end(&mut batch);
-                    run.begin(peer, payload.len(), &mut batch);
+                    run.begin(to, payload.len(), &mut batch);
                 }
                 batch.part(payload);
             }
         }
         run.end(&mut batch);
-        if let Some(relay) = relay {
-            batch.send(&self.relays[relay].socket);
+        if let Some(through) = through {
+            batch.send(self.socket(through));
         }
         Ok(())
+    }
+
+    fn socket(&self, token: u64) -> &UdpSocket {
+        match token {
+            LISTENER => &self.listener,
+            relay => &self.relays[relay as usize].socket,
+        }
     }
 
     fn send_to_clients(&self, inbox: &Inbox, waiting: &mut Vec<usize>, outbox: &mut Outbox, headers: &[[u8; HEADER]]) {
@@ -173,11 +189,20 @@ impl Forwarder {
                 }
                 let place = self.relays.len();
                 self.poll.add(&socket, place as u64)?;
-                self.relays.push(Relay { socket, client, peer });
                 self.relay_by_client.insert(client, place);
+                self.relay_by_port.insert(socket.local_addr()?.port(), place);
+                self.relays.push(Relay {
+                    socket,
+                    client,
+                    peer,
+                    within: None,
+                });
                 place
             }
         };
+        let other = self.relay_by_port.get(&peer.port());
+        let other = other.filter(|_| peer.ip() == self.listen.ip());
+        self.relays[place].within = other.map(|other| self.relays[*other].client);
         self.relays[place].peer = peer;
         self.relay_by_peer.insert((place, peer), place);
         let [high, low] = self.relays[place].socket.local_addr()?.port().to_be_bytes();
