@@ -184,7 +184,7 @@ impl Allocation {
             .any(|permission| permission.peer.same_ip(peer) && permission.until() > now)
     }
 
-    /// A port that could not be opened gives way to another one.
+    /// A relayed address gives way to another one, or to none.
     pub fn replace_relay(&mut self, old: RelayAddr, new: Option<RelayAddr>) {
         for relay in &mut self.relays {
             if *relay == Some(old) {
@@ -290,7 +290,7 @@ impl Allocation {
         Ok(())
     }
 
-    /// After a change of policy: what it refuses now ends now.
+    /// After a change of policy, or without one of two relayed addresses: what is refused now ends now.
     pub fn retain(&mut self, is_permitted: impl Fn(&PeerAddr) -> bool, is_bindable: impl Fn(&PeerAddr) -> bool) {
         retain(&mut self.permissions, |permission| is_permitted(&permission.peer));
         retain(&mut self.channels, |channel| is_bindable(&channel.peer));

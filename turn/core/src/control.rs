@@ -463,13 +463,32 @@ impl Server {
             return;
         };
         self.shared.pool.leave(allocation.prefix());
-        let free_at = now.after(self.settings.limits.port_cool_down);
         for relay in allocation.relays().into_iter().flatten() {
-            self.shared.pool.give_back(relay, free_at);
-            let is_given_up = self.shared.early.forget(relay);
-            self.count_given_up(is_given_up.into());
-            self.outputs.push_back(Output::CloseRelay(relay));
+            self.close(relay, now);
         }
+    }
+
+    /// Ends one of two relayed addresses, with what its family was permitted and bound; the other lives on (RFC 8656 §8.1).
+    fn end_one(&mut self, place: u32, relay: RelayAddr, now: Now) {
+        let Some(ended) = self.shared.relays().get(relay.address) else {
+            return;
+        };
+        let stays = |peer: &PeerAddr| peer.is_v6() != ended.bind.is_ipv6();
+        self.allocations.change(place, |allocation| {
+            allocation.replace_relay(relay, None);
+            allocation.retain(stays, stays);
+        });
+        self.derive(place);
+        self.close(relay, now);
+    }
+
+    /// The index has forgotten the relayed address before: whoever gets it next writes there.
+    fn close(&mut self, relay: RelayAddr, now: Now) {
+        let is_given_up = self.shared.early.forget(relay);
+        self.count_given_up(is_given_up.into());
+        let free_at = now.after(self.settings.limits.port_cool_down);
+        self.shared.pool.give_back(relay, free_at);
+        self.outputs.push_back(Output::CloseRelay(relay));
     }
 }
 

@@ -394,6 +394,28 @@ fn who_allocates_and_ends_all_the_time_leaves_ports_to_others() {
 }
 
 #[test]
+fn who_reserves_and_ends_all_the_time_leaves_ports_to_others() {
+    let mut world = World::with(Options {
+        ports: (50_000, 50_063),
+        ..Options::default()
+    });
+    let mut busy = client();
+    for _ in 0..64 {
+        let reply = busy.ask_with(&mut world, ALLOCATE, &[UDP, (EVEN_PORT, &[0x80])]);
+        assert!(reply.has(TOKEN));
+        assert_eq!(busy.refresh(&mut world, 0).code(), 0);
+    }
+    // Of 64 ports, four may be reserved.
+    for number in 0..60 {
+        Client::new(&format!("8.8.5.{number}:40000")).allocate(&mut world);
+    }
+    let mut late = Client::new("8.8.6.1:40000");
+    assert_eq!(late.ask_with(&mut world, ALLOCATE, &[UDP]).code(), 508);
+    world.pass(60);
+    assert_eq!(late.ask_with(&mut world, ALLOCATE, &[UDP]).code(), 0);
+}
+
+#[test]
 fn an_answer_has_a_fingerprint_like_its_request_although_a_port_did_not_open() {
     for failing in [1, 100] {
         let mut world = World::new();

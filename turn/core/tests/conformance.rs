@@ -564,6 +564,84 @@ fn case_18_refresh() {
     assert!(world.open.is_empty());
 }
 
+/// RFC 8656 §8.1: "Deleting a single allocation destroys any permissions or channels associated with that particular allocation; it MUST
+/// NOT affect any permissions or channels associated with allocations for the other address family."
+#[test]
+fn case_18_one_address_of_two_ends_and_the_other_lives_on() {
+    const PEER_V6: &str = "[2a00:1::7]:5000";
+    let limits = Limits {
+        allocations: 1,
+        ..Limits::default()
+    };
+    let mut world = World::with(Options {
+        limits,
+        ..Options::default()
+    });
+    let (mut client, mut other) = (client(), Client::new("8.8.5.5:40000"));
+    let both: (u16, &[u8]) = (ADDITIONAL, &[2, 0, 0, 0]);
+    let v6: (u16, &[u8]) = (FAMILY, &[2, 0, 0, 0]);
+    let ended: (u16, &[u8]) = (LIFETIME, &[0; 4]);
+    let relayed = client.ask_with(&mut world, ALLOCATE, &[UDP, both]).addresses(RELAYED);
+    assert_eq!(client.bind(&mut world, 0x4000, PEER_A).code(), 0);
+    assert_eq!(client.bind(&mut world, 0x4001, PEER_V6).code(), 0);
+    assert_eq!(client.permit(&mut world, &["1.2.3.5", "2a00:1::8"]).code(), 0);
+    assert!(world.peer_packet(relayed[1], PEER_V6, b"x").is_some());
+
+    let reply = client.ask_with(&mut world, REFRESH, &[ended, v6]);
+    assert_eq!((reply.code(), reply.lifetime()), (0, 0));
+    let left = world.relay(relayed[0]);
+    assert_eq!(world.open.iter().collect::<Vec<_>>(), [&(left.address, left.port)]);
+    let data = Packet::ToClient {
+        to: CLIENT.parse().unwrap(),
+        bytes: channel_data(0x4000, b"x"),
+    };
+    assert_eq!(world.peer_packet(relayed[0], PEER_A, b"x"), Some(data));
+    assert!(world.peer_packet(relayed[0], "1.2.3.5:1", b"x").is_some());
+    assert!(client.channel_data(&mut world, 0x4000, b"x").is_some());
+    assert_eq!(world.peer_packet(relayed[1], PEER_V6, b"x"), None);
+    assert_eq!(client.channel_data(&mut world, 0x4001, b"x"), None);
+    assert_eq!(client.send(&mut world, "[2a00:1::8]:1", b"x"), None);
+    assert_eq!(client.permit(&mut world, &["2a00:1::8"]).code(), 443);
+    // The number is free again.
+    assert_eq!(client.bind(&mut world, 0x4001, "1.2.3.6:5000").code(), 0);
+
+    assert_eq!(client.ask_with(&mut world, REFRESH, &[ended, v6]).code(), 443);
+    assert_eq!(client.ask_with(&mut world, REFRESH, &[v6]).code(), 443);
+    assert_eq!(client.refresh(&mut world, 600).lifetime(), 600);
+    assert_eq!(world.shared.allocations(), 1);
+    assert_eq!(other.ask_with(&mut world, ALLOCATE, &[UDP]).code(), 486);
+
+    // The last one takes the allocation with it, named or not.
+    let v4: (u16, &[u8]) = (FAMILY, &[1, 0, 0, 0]);
+    assert_eq!(client.ask_with(&mut world, REFRESH, &[ended, v4]).code(), 0);
+    assert_eq!(client.refresh(&mut world, 0).code(), 437);
+    assert!(world.open.is_empty());
+    assert_eq!(world.shared.allocations(), 0);
+    assert_eq!(other.ask_with(&mut world, ALLOCATE, &[UDP, both]).code(), 0);
+    assert_eq!(other.ask_with(&mut world, REFRESH, &[ended, v4]).code(), 0);
+    assert_eq!(world.open.len(), 1);
+    assert_eq!(other.refresh(&mut world, 0).code(), 0);
+    assert!(world.open.is_empty());
+    assert_eq!(world.shared.allocations(), 0);
+}
+
+/// RFC 8656 §8.1: the family named is the one "that should be refreshed".
+#[test]
+fn case_18_who_refreshes_one_address_of_two_does_not_shorten_the_life_of_the_other() {
+    let mut world = World::new();
+    let mut client = client();
+    let hour = 3600u32.to_be_bytes();
+    let long: (u16, &[u8]) = (LIFETIME, &hour);
+    let both: (u16, &[u8]) = (ADDITIONAL, &[2, 0, 0, 0]);
+    let v6: (u16, &[u8]) = (FAMILY, &[2, 0, 0, 0]);
+    client.ask_with(&mut world, ALLOCATE, &[UDP, both, long]);
+    world.pass(100);
+    // "A LIFETIME attribute containing the current value of the time-to-expiry timer" (§8.2).
+    assert_eq!(client.ask_with(&mut world, REFRESH, &[v6]).lifetime(), 3500);
+    assert_eq!(client.ask_with(&mut world, REFRESH, &[v6, long]).lifetime(), 3600);
+    assert_eq!(client.refresh(&mut world, 600).lifetime(), 600);
+}
+
 #[test]
 fn case_19_create_permission() {
     let limits = Limits {

@@ -288,3 +288,21 @@ fn who_has_the_port_next_gets_nothing_of_it() {
     assert_eq!(call.bob.allocate(&mut call.world), call.at_bob);
     assert_eq!(call.bob_permits_alice().len(), 1);
 }
+
+#[test]
+fn it_is_given_up_with_the_one_address_of_two_that_it_waits_for() {
+    let (mut world, mut alice, mut bob) = (World::new(), Client::new(ALICE), Client::new(BOB));
+    let both: (u16, &[u8]) = (ADDITIONAL, &[2, 0, 0, 0]);
+    alice.ask_with(&mut world, ALLOCATE, &[UDP, both]);
+    let at_bob = bob.ask_with(&mut world, ALLOCATE, &[UDP, both]).addresses(RELAYED);
+    for address in &at_bob {
+        alice.permit(&mut world, &[&address.ip().to_string()]);
+        assert_eq!(alice.send(&mut world, &address.to_string(), &check(100)), None);
+    }
+    let given_up = |world: &World| world.refused(Refusal::Dropped(Dropped::NoPermission));
+    assert_eq!(given_up(&world), 0);
+    bob.ask_with(&mut world, REFRESH, &[(LIFETIME, &[0; 4]), (FAMILY, &[2, 0, 0, 0])]);
+    assert_eq!(given_up(&world), 1);
+    world.pass(1);
+    assert_eq!(given_up(&world), 2);
+}

@@ -8,12 +8,15 @@ use crate::auth::UserId;
 use crate::peers::RelayTable;
 use crate::time::{Now, Random, Seconds};
 use crate::wire::RelayAddr;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// A client that asked for a pair has this long to ask for the second port (RFC 8656 §7.2: at least 30 s).
 pub const RESERVATION_LIFETIME: Duration = Duration::from_secs(60);
+/// Of the ports of one relay address, one in so many may be reserved, on all addresses together, and always one: a reservation outlives
+/// its allocation, so no quota counts it.
+const PORTS_PER_RESERVATION: usize = 16;
 
 /// Which port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +46,8 @@ struct State {
     /// Ports of ended allocations, soonest first: a late packet for the old client must not reach a new one.
     cooling: VecDeque<(Seconds, RelayAddr)>,
     reservations: BTreeMap<[u8; 8], Reservation>,
+    /// When each of them ends.
+    reservation_ends: BTreeSet<(Seconds, [u8; 8])>,
     total: u32,
     by_prefix: BTreeMap<u64, u32>,
 }
@@ -61,6 +66,7 @@ impl Pool {
             free: vec![ports; relays.len()],
             cooling: VecDeque::new(),
             reservations: BTreeMap::new(),
+            reservation_ends: BTreeSet::new(),
             total: 0,
             by_prefix: BTreeMap::new(),
         };
@@ -137,7 +143,15 @@ impl Pool {
                     state.mark(RelayAddr { address, port }, true);
                     return None;
                 }
+                // Whoever asks for a pair claims its second port within a round trip or two, so the longest standing reservation is most
+                // likely nobody's any more. To refuse the new one would let who asks for that many a minute keep pairs from all others;
+                // to end one before its client claims it takes a whole set of new ones within that round trip. Only then are the 30 s of
+                // RFC 8656 §7.2 not held, and its client hears 508, upon which it may ask without the token.
+                if state.reservations.len() >= (self.relays.ports_per_address() / PORTS_PER_RESERVATION).max(1) {
+                    state.end_first_reservation();
+                }
                 state.mark(relay, false);
+                state.reservation_ends.insert((reservation.until, bytes));
                 state.reservations.insert(bytes, reservation);
                 token = Some(bytes);
             }
@@ -153,7 +167,9 @@ impl Pool {
         if state.reservations.get(token)?.user != user {
             return None;
         }
-        state.reservations.remove(token).map(|reservation| reservation.relay)
+        let reservation = state.reservations.remove(token)?;
+        state.reservation_ends.remove(&(reservation.until, *token));
+        Some(reservation.relay)
     }
 
     /// After its cool-down the port is free again.
@@ -181,16 +197,17 @@ impl State {
                 self.mark(relay, true);
             }
         }
-        let unclaimed: Vec<[u8; 8]> = self
-            .reservations
-            .iter()
-            .filter(|(_, reservation)| reservation.until <= now)
-            .map(|(token, _)| *token)
-            .collect();
-        for token in unclaimed {
-            if let Some(reservation) = self.reservations.remove(&token) {
-                self.mark(reservation.relay, true);
-            }
+        while self.reservation_ends.first().is_some_and(|(until, _)| *until <= now) {
+            self.end_first_reservation();
+        }
+    }
+
+    /// Its port was open for nobody: it need not rest.
+    fn end_first_reservation(&mut self) {
+        if let Some((_, token)) = self.reservation_ends.pop_first()
+            && let Some(reservation) = self.reservations.remove(&token)
+        {
+            self.mark(reservation.relay, true);
         }
     }
 
@@ -478,6 +495,40 @@ mod tests {
             50_001
         );
         assert!(pool.claim(&token, user(b"a"), at(60)).is_none());
+    }
+
+    #[test]
+    fn of_too_many_reservations_the_longest_standing_ends() {
+        // Four may stand.
+        let pool = pool((50_000, 50_063));
+        let mut random = generator();
+        let mut pair = |second| {
+            pool.take(false, PortWish::Pair, user(b"a"), at(second), &mut random)
+                .unwrap()
+        };
+        let [first, second, third, fourth, fifth] = [1, 2, 3, 4, 5].map(|second| pair(second).token.unwrap());
+        let is_good = |token: &[u8; 8]| pool.claim(token, user(b"a"), at(5)).is_some();
+        assert!(!is_good(&first));
+        assert!(is_good(&third));
+        // One is claimed, so there is room for one.
+        let sixth = pair(5).token.unwrap();
+        assert!(
+            [&second, &fourth, &fifth, &sixth]
+                .map(is_good)
+                .into_iter()
+                .all(|good| good)
+        );
+    }
+
+    #[test]
+    fn where_one_reservation_may_stand_the_newest_does() {
+        let pool = pool((50_000, 50_009));
+        let mut random = generator();
+        for _ in 0..5 {
+            let taken = pool.take(false, PortWish::Pair, user(b"a"), NOW, &mut random).unwrap();
+            let token = taken.token.unwrap();
+            assert_eq!(pool.lock().reservations.keys().collect::<Vec<_>>(), [&token]);
+        }
     }
 
     #[test]

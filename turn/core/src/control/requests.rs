@@ -10,6 +10,7 @@ use crate::forwarding::LOCAL_CHANNELS;
 use crate::time::{Now, Random};
 use crate::wire::{Class, FiveTuple, Message, Method, PeerAddr, RelayAddr, Writer};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// REQUESTED-TRANSPORT: the protocol number of UDP.
 const UDP: u8 = 17;
@@ -331,12 +332,7 @@ impl Server {
         };
         let relays = self.shared.relays();
         let (client, transaction) = (allocation.client(), allocation.transaction());
-        let left = allocation
-            .expires()
-            .steady()
-            .saturating_sub(now.steady)
-            .as_secs()
-            .max(1);
+        let left = self.time_left(place, now).as_secs().max(1);
         let signature = Some((allocation.answer(), allocation.key()));
         let answer = Answer::write(
             Method::Allocate,
@@ -445,22 +441,27 @@ impl Server {
 
     /// RFC 8656 §8.2.
     fn refresh(&mut self, request: &Request<'_>, verified: &Verified, place: u32) -> Result<(), Refusal> {
-        if let Some(asked) = request.attributes.requested_family {
-            let has_it = match asked {
-                AskedFamily::Known(family) => self.has_family(place, family),
-                AskedFamily::Unknown(_) => false,
-            };
-            if !has_it {
-                return Err(Refusal::PeerFamily);
+        let named = match request.attributes.requested_family {
+            None => None,
+            Some(AskedFamily::Known(family)) => Some(self.relay_of(place, family).ok_or(Refusal::PeerFamily)?),
+            Some(AskedFamily::Unknown(_)) => return Err(Refusal::PeerFamily),
+        };
+        let one_of_two = named.filter(|_| self.is_dual(place));
+        let lifetime = match (request.attributes.lifetime, one_of_two) {
+            (Some(0), Some(relay)) => {
+                self.end_one(place, relay, request.now);
+                0
             }
-        }
-        let lifetime = match request.attributes.lifetime {
-            Some(0) => {
+            (Some(0), None) => {
                 self.end(place, request.now);
                 0
             }
-            asked => {
-                let lifetime = self.settings.limits.lifetime(asked);
+            (asked, _) => {
+                let mut lifetime = self.settings.limits.lifetime(asked);
+                // Two addresses share one timer: who refreshes one of them may lengthen the life of the other, and must not shorten it.
+                if one_of_two.is_some() {
+                    lifetime = lifetime.max(self.time_left(place, request.now));
+                }
                 self.allocations.set_expiry(place, request.now.after(lifetime));
                 self.derive(place);
                 lifetime.as_secs()
@@ -542,12 +543,25 @@ impl Server {
     }
 
     fn has_family(&self, place: u32, family: Family) -> bool {
-        let relays = self.allocations.get(place).map(|allocation| allocation.relays());
-        let mut addresses = relays.into_iter().flatten().flatten();
-        addresses.any(|relay| {
+        self.relay_of(place, family).is_some()
+    }
+
+    fn relay_of(&self, place: u32, family: Family) -> Option<RelayAddr> {
+        let mut relays = self.allocations.get(place)?.relays().into_iter().flatten();
+        relays.find(|relay| {
             let address = self.shared.relays().get(relay.address);
             address.is_some_and(|address| Family::of(address.bind) == family)
         })
+    }
+
+    fn is_dual(&self, place: u32) -> bool {
+        let allocation = self.allocations.get(place);
+        allocation.is_some_and(|allocation| allocation.relays().iter().all(Option::is_some))
+    }
+
+    fn time_left(&self, place: u32, now: Now) -> Duration {
+        let expires = self.allocations.get(place).map(|allocation| allocation.expires());
+        expires.unwrap_or_default().steady().saturating_sub(now.steady)
     }
 
     fn succeed(&mut self, request: &Request<'_>, verified: Option<&Verified>, content: impl FnOnce(&mut Writer<'_>)) {
