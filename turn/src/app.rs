@@ -20,7 +20,7 @@ use quietline_shared::service::telemetry::{self, TelemetryError};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use turn_core::auth::{Credentials, Nonces};
@@ -59,11 +59,6 @@ pub async fn run(settings: Settings, path: &Path, machine: Machine) -> Result<()
         .await
         .map_err(RunError::Ops)?;
     let metrics_period = settings.fixed.ops.metrics_period;
-    let (view, shown) = (View::of(&settings, path), metrics.clone());
-    let transparency = Publication::new(&settings.fixed.transparency, move || {
-        let live = Live::from_text(shown.render());
-        std::future::ready(audit(&view, Some(&live), Scale::Rounded))
-    });
     let page_settings = settings.fixed.page.clone();
     let page_listener = match page_settings.listen.filter(|_| page_settings.serve) {
         Some(address) => Some(TcpListener::bind(address).await.map_err(RunError::Page)?),
@@ -76,6 +71,11 @@ pub async fn run(settings: Settings, path: &Path, machine: Machine) -> Result<()
     }
     let mut relay = Relay::start(settings, path, machine)?;
     listening.set();
+    let (view, shown) = (Arc::clone(&relay.view), metrics.clone());
+    let transparency = Publication::new(&relay.fixed.transparency, move || {
+        let live = Live::from_text(shown.render());
+        std::future::ready(audit(&current(&view), Some(&live), Scale::Rounded))
+    });
     let router = match page_settings.serve {
         true => relay.page.router(),
         false => axum::Router::new(),
@@ -128,6 +128,8 @@ pub async fn run(settings: Settings, path: &Path, machine: Machine) -> Result<()
 pub struct Relay {
     shards: Arc<Shards>,
     page: Arc<Page>,
+    /// What everybody may look up; a reload brings another.
+    view: Arc<Mutex<Arc<View>>>,
     path: PathBuf,
     machine: Machine,
     fixed: Fixed,
@@ -138,6 +140,7 @@ pub struct Relay {
 impl Relay {
     pub fn start(settings: Settings, path: &Path, machine: Machine) -> Result<Self, RunError> {
         let tls = settings.tls();
+        let view = Arc::new(View::of(&settings, path));
         let (urls, standing) = (offer::urls(&settings), Standing::new(path, &settings));
         let Settings {
             fixed,
@@ -173,6 +176,7 @@ impl Relay {
         Ok(Self {
             shards: Arc::new(shards.map_err(RunError::Listen)?),
             page,
+            view: Arc::new(Mutex::new(view)),
             path: path.to_owned(),
             machine,
             fixed,
@@ -204,6 +208,7 @@ impl Relay {
         }
         // The page tells visitors where it is now.
         settings.stay(&self.fixed, &self.place);
+        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(View::of(&settings, &self.path));
         let tls = settings.tls();
         let (urls, standing) = (offer::urls(&settings), Standing::new(&self.path, &settings));
         let Settings {
@@ -267,6 +272,11 @@ impl Relay {
             metrics::counter!("shard_reports_total").increment(1);
         }
     }
+}
+
+/// It is not locked while files are looked at.
+fn current(view: &Mutex<Arc<View>>) -> Arc<View> {
+    Arc::clone(&view.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 fn facts(
@@ -398,3 +408,59 @@ const PAGE_LIMITS: server::Limits = server::Limits {
 const PUBLISH_EVERY: Duration = Duration::from_secs(1);
 /// Between two looks whether the last call has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quietline_shared::service::audit::Who;
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn everybody_may_look_up_what_is_so_after_a_reload() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+            path
+        };
+        let made = rcgen::generate_simple_self_signed(vec!["relay.test".to_owned()]).unwrap();
+        write("certificate.pem", &made.cert.pem());
+        let key = write("key.pem", &made.signing_key.serialize_pem());
+        let secret = write("secret", "0f1e2d3c4b5a69788796a5b4c3d2e1f0");
+        let password = write("password", "053c268164bc7bd7");
+        // An address of its own, so that no other test has the port.
+        let place = "shard.count = 1\n[listen]\naddresses = ['127.82.101.108']\n";
+        let timed = "auth.timed = [{ secret_file = 'secret' }]\n";
+        let user = "auth.user = [{ name = 'alice', password_file = 'password' }]\n";
+        let tls = "certificate_file = 'certificate.pem'\ncertificate_key_file = 'key.pem'\n";
+
+        let path = write("turn.toml", &format!("{timed}{place}{tls}"));
+        let (settings, _) = settings::read(&path, &Machine::default()).unwrap();
+        let mut relay = Relay::start(settings, &path, Machine::default()).unwrap();
+        let look = |relay: &Relay| {
+            let audit = audit(&current(&relay.view), None, Scale::Rounded);
+            let facts = &audit.facts;
+            let tls = facts.iter().find(|fact| fact.what == "TLS to clients").unwrap().good;
+            let with_key = audit.adversaries.iter().find(|one| one.who == Who::DiskAndKey);
+            let has_users = with_key
+                .unwrap()
+                .learns
+                .iter()
+                .any(|text| text.contains("static users"));
+            let files: Vec<_> = audit.keys.into_iter().map(|key| key.file).collect();
+            (tls, has_users, files)
+        };
+        assert_eq!(look(&relay), (Some(true), false, vec![secret.clone(), key]));
+
+        write("turn.toml", &format!("{timed}{user}{place}"));
+        relay.reload();
+        let after = (Some(false), true, vec![secret, password]);
+        assert_eq!(look(&relay), after);
+        // A file with a fault changes nothing.
+        write("turn.toml", &format!("limits.allocations = 0\n{timed}{place}{tls}"));
+        relay.reload();
+        assert_eq!(look(&relay), after);
+    }
+}

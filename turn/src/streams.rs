@@ -107,7 +107,10 @@ impl Streams {
     /// An event with one of our tokens.
     pub fn handle_event(&mut self, event: u64, ready: Ready, plane: &mut Plane) {
         match event & token::KIND {
-            kind if kind == TOKENS.listeners => self.table.accept(event as u8, plane.epoll(), plane.now().steady),
+            kind if kind == TOKENS.listeners => {
+                self.table.accept(event as u8, plane.epoll(), plane.now().steady);
+                self.close_ended(plane);
+            }
             ARRIVALS => self.take_arrivals(),
             _ => self.handle_stream(event as u32, ready, plane),
         }

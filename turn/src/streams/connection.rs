@@ -27,6 +27,8 @@ pub struct Connection {
     pub interest: Interest,
     /// The time under which it stands in the list of its shard.
     pub due: Duration,
+    /// Since when it has had no allocation, as it stands in the list of its shard's strangers; a member is not there.
+    pub stranger_since: Option<Duration>,
     /// It stands in its shard's list of those to write to.
     pub is_dirty: bool,
     /// Why it is to be ended, as soon as nobody has its frames in hand.
@@ -59,7 +61,7 @@ enum Layer {
 enum Wait {
     /// Send a first byte, and complete TLS.
     Handshake,
-    /// Send a STUN message.
+    /// Send a STUN request.
     FirstMessage,
     /// Send another, or have an allocation.
     Message,
@@ -86,6 +88,7 @@ impl Connection {
             is_member: false,
             interest: Interest::Read,
             due: Duration::MAX,
+            stranger_since: None,
             is_dirty: false,
             doom: None,
             layer: Layer::Unknown,
@@ -163,8 +166,8 @@ impl Connection {
         framer.leave(&mut self.half);
     }
 
-    /// It has sent a STUN message.
-    pub fn has_sent_message(&mut self, now: Duration) {
+    /// It has sent a STUN request.
+    pub fn has_asked(&mut self, now: Duration) {
         (self.wait, self.since) = (Wait::Message, now);
     }
 
@@ -257,8 +260,8 @@ impl Connection {
 
     /// Says goodbye, as far as that can be said at once.
     pub fn close(&mut self, event: StreamEvent) {
-        if event == StreamEvent::Stalled {
-            // The kernel would hold what nobody reads until its own timer ends it.
+        if matches!(event, StreamEvent::Stalled | StreamEvent::Displaced) {
+            // The kernel would hold what nobody reads, or the goodbyes to a flood, until its own timer ends it.
             let _ = SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
             return;
         }

@@ -9,9 +9,9 @@ pub enum StreamEvent {
     Reset,
     /// TLS did not come about in time, or no byte came.
     NoHandshake,
-    /// No STUN message came in time.
+    /// No STUN request came in time.
     NoMessage,
-    /// No STUN message for too long, and no allocation.
+    /// No STUN request for too long, and no allocation.
     Idle,
     /// The client took nothing of what waited for it.
     Stalled,
@@ -25,7 +25,9 @@ pub enum StreamEvent {
     TlsOff,
     /// A second stream of one 5-tuple, over another of our addresses.
     Twin,
-    /// Not taken: as many as all may have.
+    /// It had no allocation, all seats were taken, and somebody new came.
+    Displaced,
+    /// Not taken: as many as all may have, and in this shard each with an allocation.
     TooMany,
     /// Not taken: as many as one prefix may have.
     TooManyOfPrefix,
@@ -42,7 +44,7 @@ pub enum StreamEvent {
 }
 
 impl StreamEvent {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::ClosedByClient,
         Self::Reset,
         Self::NoHandshake,
@@ -54,6 +56,7 @@ impl StreamEvent {
         Self::TlsFault,
         Self::TlsOff,
         Self::Twin,
+        Self::Displaced,
         Self::TooMany,
         Self::TooManyOfPrefix,
         Self::TooFast,
@@ -76,6 +79,7 @@ impl StreamEvent {
             Self::TlsFault => "tls_fault",
             Self::TlsOff => "tls_off",
             Self::Twin => "twin",
+            Self::Displaced => "displaced",
             Self::TooMany => "too_many",
             Self::TooManyOfPrefix => "too_many_of_prefix",
             Self::TooFast => "too_fast",

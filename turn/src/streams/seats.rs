@@ -35,6 +35,19 @@ pub struct Seat {
     place: usize,
 }
 
+/// A seat that is counted already, and may be one too many.
+pub struct Claim(Seat);
+
+impl Claim {
+    /// The seat, if there are not more than there may be now; else the claim stands, until somebody has made room or it is dropped.
+    pub fn seat(self, settings: &StreamSettings) -> Result<Seat, Self> {
+        match self.0.seats.total.load(Ordering::Relaxed) > settings.total {
+            true => Err(self),
+            false => Ok(self.0),
+        }
+    }
+}
+
 impl Seats {
     /// The key is random.
     pub fn new(hash_key: [u64; 2]) -> Arc<Self> {
@@ -47,13 +60,13 @@ impl Seats {
         })
     }
 
-    /// A seat for one more stream, or why there is none.
-    pub fn take(
+    /// A claim to a seat for one more stream, or why its prefix has none.
+    pub fn claim(
         self: &Arc<Self>,
         client: IpAddr,
         settings: &StreamSettings,
         now: Duration,
-    ) -> Result<Seat, StreamEvent> {
+    ) -> Result<Claim, StreamEvent> {
         let hash = match client {
             IpAddr::V4(ip) => self.hash_key.hash(&[4, u64::from(ip.to_bits() >> 8)]),
             IpAddr::V6(ip) => self.hash_key.hash(&[6, (ip.to_bits() >> 72) as u64]),
@@ -73,10 +86,7 @@ impl Seats {
         if of_prefix >= settings.per_prefix {
             return Err(StreamEvent::TooManyOfPrefix);
         }
-        if self.total.load(Ordering::Relaxed) > settings.total {
-            return Err(StreamEvent::TooMany);
-        }
-        Ok(seat)
+        Ok(Claim(seat))
     }
 }
 
@@ -124,6 +134,11 @@ mod tests {
         }
     }
 
+    fn take(seats: &Arc<Seats>, ip: IpAddr, settings: &StreamSettings, now: Duration) -> Result<Seat, StreamEvent> {
+        let claim = seats.claim(ip, settings, now)?;
+        claim.seat(settings).map_err(|_| StreamEvent::TooMany)
+    }
+
     fn fault(taken: Result<Seat, StreamEvent>) -> Option<StreamEvent> {
         taken.err()
     }
@@ -131,7 +146,7 @@ mod tests {
     #[test]
     fn a_prefix_and_all_have_their_bounds_and_a_seat_is_free_again() {
         let (seats, settings) = (Seats::new([1, 2]), settings());
-        let take = |ip: &str| seats.take(ip.parse().unwrap(), &settings, NOW);
+        let take = |ip: &str| take(&seats, ip.parse().unwrap(), &settings, NOW);
         let mut held: Vec<_> = ["1.2.3.4", "1.2.3.5", "1.2.3.255"]
             .map(|ip| take(ip).ok().unwrap())
             .into();
@@ -154,7 +169,7 @@ mod tests {
     #[test]
     fn a_prefix_of_ipv6_is_a_56() {
         let (seats, settings) = (Seats::new([1, 2]), settings());
-        let take = |ip: &str| seats.take(ip.parse().unwrap(), &settings, NOW);
+        let take = |ip: &str| take(&seats, ip.parse().unwrap(), &settings, NOW);
         let held: Vec<_> = ["2a00:1:2:300::1", "2a00:1:2:3ff::1", "2a00:1:2:310::9"]
             .map(|ip| take(ip).ok().unwrap())
             .into();
@@ -167,7 +182,7 @@ mod tests {
     fn new_streams_of_a_prefix_have_a_rate() {
         let (seats, mut settings) = (Seats::new([1, 2]), settings());
         settings.per_prefix_per_second = 2;
-        let take = |now| seats.take("1.2.3.4".parse().unwrap(), &settings, now);
+        let take = |now| take(&seats, "1.2.3.4".parse().unwrap(), &settings, now);
         assert_eq!((0..20).filter(|_| take(NOW).is_ok()).count(), 8);
         assert_eq!(fault(take(NOW)), Some(StreamEvent::TooFast));
         assert_eq!(
@@ -192,7 +207,7 @@ mod tests {
                     scope.spawn(move || {
                         let from = IpAddr::from([1, 2, thread, 4]);
                         (0..50)
-                            .filter_map(|_| seats.take(from, settings, NOW).ok())
+                            .filter_map(|_| take(seats, from, settings, NOW).ok())
                             .collect::<Vec<_>>()
                     })
                 })

@@ -9,7 +9,8 @@ use std::time::Duration;
 #[serde(default, deny_unknown_fields)]
 pub struct StreamSettings {
     /// Streams of all shards together. Default 10,000, as many as allocations: a client needs one each. Beside the kernel's socket
-    /// one takes 300 bytes, with TLS 7 KiB, and 19 to 32 KiB while its handshake lasts.
+    /// one takes 300 bytes, with TLS 7 KiB, and 19 to 32 KiB while its handshake lasts. Beyond, who is new takes the seat of who has been
+    /// there longest without an allocation.
     pub total: u32,
     /// Streams of one source prefix, /24 or /56. Default 1,024, as many as allocations: whole towns share one address.
     pub per_prefix: u32,
@@ -18,10 +19,10 @@ pub struct StreamSettings {
     /// From the connection to the end of the TLS handshake. Default `"10s"`: three round trips on a bad mobile network.
     #[serde(with = "humantime_serde")]
     pub handshake: Duration,
-    /// From then, or from the connection over plain TCP, to the first STUN message. Default `"10s"`.
+    /// From then, or from the connection over plain TCP, to the first STUN request. Default `"10s"`.
     #[serde(with = "humantime_serde")]
     pub first_message: Duration,
-    /// Without an allocation and without a STUN message. Default `"60s"`: who only asks for their address does so more often.
+    /// Without an allocation and without a STUN request. Default `"60s"`: who only asks for their address does so more often.
     #[serde(with = "humantime_serde")]
     pub idle: Duration,
     /// How long a client may take nothing of what waits for it. Default `"30s"`: a network change of a phone; a call has failed by then.

@@ -5,7 +5,7 @@
 
 use super::connection::{Connection, READ};
 use super::counters::{StreamCounters, StreamEvent};
-use super::seats::Seats;
+use super::seats::{Seat, Seats};
 use super::settings::StreamSettings;
 use crate::sys::{Epoll, Interest, Ready};
 use rustls::ServerConfig;
@@ -13,13 +13,13 @@ use slab::Slab;
 use socket2::SockRef;
 use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 use turn_core::framing::{Framer, FramingFault, MAX_FRAME, STRANGER_FRAME};
 use turn_core::table::{HashKey, Places};
-use turn_core::wire::{FiveTuple, Kind, Message, Transport, demux};
+use turn_core::wire::{Class, FiveTuple, Kind, Message, Transport, demux};
 use zeroize::Zeroize;
 
 pub struct Table {
@@ -35,6 +35,8 @@ pub struct Table {
     hash_key: HashKey,
     /// When each is to be looked at. An entry may be early, never late.
     due: BTreeSet<(Duration, u32)>,
+    /// Those without an allocation, who has been so longest first.
+    strangers: BTreeSet<(Duration, u32)>,
     /// Those with something to write.
     dirty: Vec<u32>,
     ended: VecDeque<FiveTuple>,
@@ -70,7 +72,7 @@ pub struct Received {
     from: FiveTuple,
     framer: Framer,
     is_member: bool,
-    has_message: bool,
+    has_asked: bool,
     fault: Option<FramingFault>,
 }
 
@@ -89,7 +91,8 @@ impl Received {
             Ok(frame) => {
                 let frame = frame?;
                 if !self.is_member && demux(frame) == Kind::Stun {
-                    self.has_message |= Message::parse(frame).is_ok();
+                    // Nothing else is answered.
+                    self.has_asked |= Message::parse(frame).is_ok_and(|message| message.class == Class::Request);
                 }
                 Some(frame)
             }
@@ -127,6 +130,7 @@ impl Table {
             by_client: Places::default(),
             hash_key: HashKey::new(hash_key),
             due: BTreeSet::new(),
+            strangers: BTreeSet::new(),
             dirty: Vec::new(),
             ended: VecDeque::new(),
             framer: None,
@@ -201,7 +205,7 @@ impl Table {
             from: connection.client,
             framer,
             is_member: connection.is_member,
-            has_message: false,
+            has_asked: false,
             fault: None,
         };
         if was_unknown && !connection.is_unknown() && !self.name(stream) {
@@ -224,14 +228,14 @@ impl Table {
             from,
             mut framer,
             is_member,
-            has_message,
+            has_asked,
             fault,
         } = received;
         if let Some(connection) = self.connections.get_mut(stream as usize) {
             connection.keep(&framer);
             connection.is_member = is_member;
-            if has_message {
-                connection.has_sent_message(now);
+            if has_asked {
+                connection.has_asked(now);
                 connection.is_member = has_allocation(&from);
             }
             if let Some(fault) = fault {
@@ -344,7 +348,7 @@ impl Table {
         // Who comes by a mapped address is the same client.
         let from = SocketAddr::new(from.ip().to_canonical(), from.port());
         let options = SockRef::from(&socket);
-        let seat = self.seats.take(from.ip(), &self.settings, now).inspect_err(|_| {
+        let seat = self.seat(from.ip(), now).inspect_err(|_| {
             // No goodbye that the kernel would have to keep.
             let _ = options.set_linger(Some(Duration::ZERO));
         })?;
@@ -363,9 +367,25 @@ impl Table {
         let connection = entry.insert(Box::new(Connection::new(socket, client, seat, now)));
         connection.due = connection.deadline(&self.settings);
         self.due.insert((connection.due, stream));
+        connection.stranger_since = Some(now);
+        self.strangers.insert((now, stream));
         self.counters.accepted += 1;
         self.counters.open_tcp += 1;
         Ok(())
+    }
+
+    /// A seat for one more, if need be that of a stranger of this shard.
+    fn seat(&mut self, client: IpAddr, now: Duration) -> Result<Seat, StreamEvent> {
+        let claim = self.seats.claim(client, &self.settings, now)?;
+        let seat = claim.seat(&self.settings).or_else(|claim| {
+            // By how long they have been strangers, not by when they sent something last: a few bytes a second would keep their seats, and
+            // it would be those who wait for an answer from us that have to go.
+            if let Some(&(_, stream)) = self.strangers.first() {
+                self.end(stream, StreamEvent::Displaced);
+            }
+            claim.seat(&self.settings)
+        });
+        seat.map_err(|_| StreamEvent::TooMany)
     }
 
     /// It is known how the client speaks, and so who it is. False if there is one of this name.
@@ -406,6 +426,17 @@ impl Table {
         if let Some(event) = connection.doom {
             self.end(stream, event);
             return;
+        }
+        match connection.stranger_since {
+            Some(since) if connection.is_member => {
+                self.strangers.remove(&(since, stream));
+                connection.stranger_since = None;
+            }
+            None if !connection.is_member => {
+                self.strangers.insert((now, stream));
+                connection.stranger_since = Some(now);
+            }
+            _ => {}
         }
         // Handshakes and key updates are answered without anybody asking.
         if connection.waiting() > 0 && !connection.is_blocked() && !connection.is_dirty {
@@ -455,6 +486,9 @@ impl Table {
             self.counters.open_tcp -= 1;
         }
         self.due.remove(&(connection.due, stream));
+        if let Some(since) = connection.stranger_since {
+            self.strangers.remove(&(since, stream));
+        }
         connection.close(event);
     }
 }

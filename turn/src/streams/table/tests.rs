@@ -6,6 +6,7 @@ use super::*;
 use crate::sys::{Events, Ticker, Watch};
 use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use socket2::{Domain, Socket, Type};
 use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -136,7 +137,14 @@ impl Room {
     }
 
     fn knock(&self) -> TcpStream {
-        let client = TcpStream::connect(self.address).unwrap();
+        self.knock_from([127, 0, 0, 1])
+    }
+
+    fn knock_from(&self, ip: [u8; 4]) -> TcpStream {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((ip, 0)).into()).unwrap();
+        socket.connect(&self.address.into()).unwrap();
+        let client = TcpStream::from(socket);
         client.set_nodelay(true).unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         client.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -147,10 +155,22 @@ impl Room {
     fn member(&mut self) -> TcpStream {
         self.has_allocation.set(true);
         let mut client = self.connect();
+        self.ask(&mut client);
+        client
+    }
+
+    /// A client without one that asks. Its name comes with it.
+    fn stranger(&mut self) -> (TcpStream, FiveTuple) {
+        self.has_allocation.set(false);
+        let mut client = self.connect();
+        self.ask(&mut client);
+        (client, self.last.unwrap())
+    }
+
+    fn ask(&mut self, client: &mut TcpStream) {
         let frames = self.frames.len();
         client.write_all(&binding()).unwrap();
         self.until("a frame", |room| room.frames.len() > frames);
-        client
     }
 }
 
@@ -159,6 +179,15 @@ fn binding() -> Vec<u8> {
     let mut writer = Writer::new(&mut buffer, Method::Binding, Class::Request, TransactionId([7; 12]));
     writer.attribute(0x8022, &[b"a name of 21 bytes.."]);
     writer.finish().unwrap().to_vec()
+}
+
+/// What a server does not answer.
+fn unanswered() -> [Vec<u8>; 2] {
+    [Class::Indication, Class::Success].map(|class| {
+        let mut buffer = [0; 128];
+        let writer = Writer::new(&mut buffer, Method::Binding, class, TransactionId([7; 12]));
+        writer.finish().unwrap().to_vec()
+    })
 }
 
 /// A success of some length.
@@ -396,7 +425,7 @@ fn who_shows_nothing_in_time_is_closed() {
 }
 
 #[test]
-fn without_an_allocation_only_messages_keep_a_stream_open() {
+fn without_an_allocation_only_requests_keep_a_stream_open() {
     let mut room = Room::new(short());
     let mut client = room.connect();
     for round in 1..=5 {
@@ -405,10 +434,11 @@ fn without_an_allocation_only_messages_keep_a_stream_open() {
         room.pass(Duration::from_secs(59));
         assert_eq!(room.open(), 1);
     }
-    // ChannelData of somebody without a channel, and half a message.
+    // An indication, a response, ChannelData of somebody without a channel, and half a request.
+    client.write_all(&unanswered().concat()).unwrap();
     client.write_all(&channel_data(8)).unwrap();
     client.write_all(&binding()[..20]).unwrap();
-    room.until("channel data", |room| room.frames.len() == 6);
+    room.until("channel data", |room| room.frames.len() == 8);
     room.pass(Duration::from_secs(2));
     assert_eq!(room.count(StreamEvent::Idle), 1);
     assert_eq!(room.ended.len(), 1);
@@ -592,6 +622,75 @@ fn one_prefix_cannot_take_all_streams() {
     let served = room.connect();
     assert_eq!(room.open(), 1);
     drop(served);
+}
+
+fn four_seats() -> StreamSettings {
+    StreamSettings {
+        total: 4,
+        per_prefix: 4,
+        ..short()
+    }
+}
+
+#[test]
+fn strangers_cannot_keep_all_seats_whatever_they_send() {
+    let mut room = Room::new(four_seats());
+    let mut strangers: Vec<_> = (0..4).map(|_| room.stranger()).collect();
+    for _ in 0..5 {
+        room.pass(Duration::from_secs(50));
+        // The first one has asked last.
+        for (client, _) in strangers.iter_mut().rev() {
+            room.ask(client);
+        }
+    }
+    assert_eq!(room.open(), 4);
+    let accepted = room.table.counters().accepted;
+    let mut fifth = room.knock_from([127, 0, 1, 1]);
+    room.until("the fifth", |room| room.table.counters().accepted > accepted);
+    let (mut first, name) = strangers.remove(0);
+    assert_eq!(
+        (room.count(StreamEvent::Displaced), room.count(StreamEvent::TooMany)),
+        (1, 0)
+    );
+    assert_eq!((room.open(), room.ended.as_slice()), (4, [name].as_slice()));
+    assert!(matches!(first.read(&mut [0; 1]), Ok(0) | Err(_)));
+    // Who has only come is not the next to go, although all others have sent something since.
+    room.pass(Duration::from_secs(1));
+    for (client, _) in &mut strangers {
+        room.ask(client);
+    }
+    let sixth = room.knock_from([127, 0, 2, 1]);
+    room.until("the sixth", |room| room.table.counters().accepted > accepted + 1);
+    assert_eq!(room.count(StreamEvent::Displaced), 2);
+    assert_eq!(room.ended, [name, strangers[0].1]);
+    room.ask(&mut fifth);
+    assert_eq!(room.open(), 4);
+    drop((strangers, sixth));
+    drop(fifth);
+    room.until("the end", |room| room.open() == 0);
+    assert!(room.table.strangers.is_empty());
+}
+
+#[test]
+fn members_keep_their_seats_until_their_allocations_have_ended() {
+    let mut room = Room::new(four_seats());
+    let (stranger, name) = room.stranger();
+    let members: Vec<_> = (0..3).map(|_| room.member()).collect();
+    let mut fourth = room.knock_from([127, 0, 1, 1]);
+    room.until_count(StreamEvent::Displaced, 1);
+    assert_eq!(room.ended, [name]);
+    room.ask(&mut fourth);
+    let mut refused = room.knock_from([127, 0, 2, 1]);
+    room.until_count(StreamEvent::TooMany, 1);
+    assert!(matches!(refused.read(&mut [0; 1]), Ok(0) | Err(_)));
+    assert_eq!((room.open(), room.count(StreamEvent::Displaced)), (4, 1));
+    room.has_allocation.set(false);
+    room.pass(Duration::from_secs(60));
+    assert_eq!(room.open(), 4);
+    let served = room.knock_from([127, 0, 2, 1]);
+    room.until_count(StreamEvent::Displaced, 2);
+    assert_eq!((room.open(), room.count(StreamEvent::TooMany)), (4, 1));
+    drop((stranger, members, fourth, served));
 }
 
 #[test]
