@@ -339,6 +339,9 @@ impl Plane {
             let Some((received, start)) = self.take(slot) else {
                 continue;
             };
+            if received.length > received.segment {
+                self.sockets.had_run(place);
+            }
             let peer = PeerAddr::new(received.source);
             let done = self.handle_peer_run(relay, peer, &received, start);
             for (bytes, origin) in segments(&received, start).skip(done) {

@@ -68,7 +68,7 @@ impl Datagram {
 /// Datagrams that should have gone out and did not, by why. Those that go in one message count one by one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unsent {
-    /// The socket's send buffer was full.
+    /// The socket's send buffer was full, or the queue of the link.
     pub would_block: u64,
     /// The system refused: no route, too big, a filter.
     pub refused: u64,
@@ -78,12 +78,17 @@ pub struct Unsent {
 
 impl Unsent {
     pub fn note(&mut self, error: &io::Error, count: u64) {
-        if error.kind() == io::ErrorKind::WouldBlock {
+        if is_of_room(error) {
             self.would_block += count;
         } else {
             self.refused += count;
         }
     }
+}
+
+/// Whether there was no room for what was sent, in the socket or in the queue of the link (which a socket that asks for ICMP errors is told, too).
+fn is_of_room(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
 /// How sockets are made; fixed from start to stop.
@@ -226,6 +231,8 @@ pub struct Sockets {
     round: u32,
     /// Counts waits that told of all that was ready, not only of as much as there is room for.
     sweep: u32,
+    /// The last look did not give all that was ready.
+    is_amid_sweep: bool,
     listeners: Vec<Listener>,
     relays: Vec<Relay>,
     slots: Slots,
@@ -267,6 +274,7 @@ impl Sockets {
             watch,
             round: 0,
             sweep: 0,
+            is_amid_sweep: false,
             listeners: listeners.collect(),
             relays: relay_list,
             slots: Slots::new(BATCH, ROOM, AREA),
@@ -290,15 +298,16 @@ impl Sockets {
     /// Until there is something on any socket, or elsewhere in the epoll. Events are those of the epoll.
     pub fn wait(&mut self, events: &mut Events) -> io::Result<()> {
         self.round = self.round.wrapping_add(1);
+        if !self.is_amid_sweep {
+            self.sweep = self.sweep.wrapping_add(1);
+        }
         self.watch.wait(false)?;
         if self.watch.is_ready(0) {
             self.epoll.look(events)?;
         } else {
             events.clear();
         }
-        if !events.is_full() {
-            self.sweep = self.sweep.wrapping_add(1);
-        }
+        self.is_amid_sweep = events.is_full();
         Ok(())
     }
 
@@ -385,6 +394,17 @@ impl Sockets {
         let from = self.used;
         self.used += count;
         from..self.used
+    }
+
+    /// A relayed address gave several datagrams in one piece.
+    pub fn had_run(&mut self, place: u32) {
+        if let Some(relay) = self.relays.get_mut(place as usize) {
+            relay.appetite = Appetite {
+                is_large: true,
+                doubts: 0,
+                ..relay.appetite
+            };
+        }
     }
 
     /// What came into a slot, and where it begins in the memory. To be asked once.
@@ -576,7 +596,8 @@ const FEW: usize = 16;
 
 /// How many datagrams to ask a socket for: one, or all. A receive that does not also learn that there is no other costs half as much, and
 /// most sockets have one at a time; if there is another, the next wait ends at once. A socket that is ready again before all others were
-/// asked once has more: then the shard is behind, and all in one receive is cheaper, and goes on in one piece.
+/// asked once has more: then the shard is behind, and all in one receive is cheaper, and goes on in one piece. Beside a burst that came in one piece
+/// the second look costs little, and what waits behind it may go on with it.
 #[derive(Clone, Copy)]
 struct Appetite {
     is_large: bool,
@@ -666,6 +687,20 @@ mod tests {
             appetite.learn(if round % 2 == 0 { 1 } else { 15 }, round);
             assert_eq!(appetite.most(), BATCH);
         }
+    }
+
+    #[test]
+    fn a_link_without_room_counts_as_a_socket_without_room_and_nothing_else_does() {
+        let mut unsent = Unsent::default();
+        for (error, count) in [
+            (libc::ENOBUFS, 16),
+            (libc::EAGAIN, 4),
+            (libc::ENETUNREACH, 2),
+            (libc::EMSGSIZE, 1),
+        ] {
+            unsent.note(&io::Error::from_raw_os_error(error), count);
+        }
+        assert_eq!((unsent.would_block, unsent.refused), (20, 3));
     }
 
     /// A listener whose send buffer is full, and what keeps it so. No datagram stays in a socket on loopback, but bytes of a stream do,

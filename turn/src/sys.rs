@@ -52,7 +52,7 @@ pub fn set_option(socket: BorrowedFd<'_>, level: c_int, name: c_int, value: c_in
     checked(result).map(|_| ())
 }
 
-/// Datagrams that the socket had no room for since it was made.
+/// Datagrams that the socket had no room for since it was made; several that came in one piece count once.
 pub fn overflowed(socket: BorrowedFd<'_>) -> u32 {
     /// Numbers that SO_MEMINFO gives, and the place of the drops among them (linux/sock_diag.h).
     const NUMBERS: usize = 9;

@@ -100,6 +100,19 @@ fn bursts_pass_whole_and_in_order_both_ways() {
         assert_eq!(alice.next(), *frame);
     }
 
+    // As many as go together, and as much as a client may pad.
+    let longest = packets(64, 333);
+    let padded = |payload: &Vec<u8>| [channel_data(0x4001, payload), vec![0; 3]].concat();
+    let padded: Vec<_> = longest.iter().map(padded).collect();
+    alice.post_burst(&padded);
+    for payload in &longest {
+        assert_eq!(receive(&peer), (payload.clone(), relayed));
+    }
+    send_burst(&peer, relayed, &longest);
+    for payload in &longest {
+        assert_eq!(alice.next(), channel_data(0x4001, payload));
+    }
+
     // The same without a channel on the way to the client: prefixes are longer than the gaps between segments.
     let mut bob = net.caller_named("bob", "the builder");
     let relayed = bob.allocate();
@@ -428,6 +441,9 @@ fn a_port_that_somebody_has_is_not_given_away() {
         port_cool_down: Duration::ZERO,
         ..Limits::default()
     };
+    // As many files as that are open at once; root may have them.
+    let (_, hard) = rlimit::Resource::NOFILE.get().unwrap();
+    let _ = rlimit::Resource::NOFILE.set(hard.max(20_000), hard.max(20_000));
     let net = Net::with(1, limits);
     let own = net.server.ip();
     // Three of four ports of the range are somebody else's.

@@ -3,8 +3,9 @@
 //! In: messages, each of one datagram or of several equal ones to one place. Out: as many as the system takes. Never: waits, or sends twice
 //! what went out.
 
-use super::{Datagram, Unsent, set_fragmenting};
+use super::{Datagram, Unsent, is_of_room, set_fragmenting};
 use crate::sys::{Message, Outgoing, Piece, Slots};
+use socket2::SockRef;
 use std::io;
 use std::os::fd::BorrowedFd;
 
@@ -73,6 +74,12 @@ impl Sending<'_> {
                     let count = messages.iter().map(|message| datagrams_of(message, self.pieces)).sum();
                     self.unsent.note(&error, count);
                     return;
+                }
+                // It speaks of this message alone.
+                Err(error) if is_of_room(&error) => {
+                    self.unsent.note(&error, datagrams_of(message, self.pieces));
+                    messages = messages.get(1..).unwrap_or_default();
+                    has_failed = false;
                 }
                 // An error of an earlier datagram, which ICMP brought, is told to the next call, whose datagram is still here.
                 Err(_) if !has_failed => has_failed = true,
@@ -162,7 +169,7 @@ fn send_alone(
 ) -> io::Result<()> {
     let messages = std::slice::from_ref(message);
     match outgoing.send(socket, memory, pieces, messages) {
-        Err(error) if error.kind() != io::ErrorKind::WouldBlock => outgoing.send(socket, memory, pieces, messages),
+        Err(error) if !is_of_room(&error) => outgoing.send(socket, memory, pieces, messages),
         result => result,
     }
     .map(|_| ())
@@ -183,8 +190,10 @@ pub fn send_unfragmented(
         segment: 0,
         ecn: datagram.ecn,
     };
+    // An error of an earlier datagram goes first: for one that is too long each attempt would be told to the client as an ICMP error of its own.
+    let _ = SockRef::from(&socket).take_error();
     let sent = set_fragmenting(socket, is_v6, false)
-        .and_then(|()| send_alone(outgoing, socket, slots.memory(), &datagram.pieces, &message));
+        .and_then(|()| outgoing.send(socket, slots.memory(), &datagram.pieces, std::slice::from_ref(&message)));
     let _ = set_fragmenting(socket, is_v6, true);
     if let Err(error) = sent {
         unsent.note(&error, 1);
