@@ -15,7 +15,9 @@ use quietline_shared::crypto::x25519_public;
 use quietline_shared::redact::Secret;
 pub use quietline_shared::service::command::{Exit, report_audit, report_faults, report_warnings};
 use quietline_shared::service::command::{make_secret_file, report_memory};
-use quietline_shared::service::config::{Faults, FileFault, SettingsFile, Warnings, read_keys_32};
+use quietline_shared::service::config::{
+    Faults, FileFault, SettingsFile, Warnings, is_missing_credential, read_keys_32,
+};
 use serde::Deserialize;
 use std::ffi::OsString;
 use std::fs::File;
@@ -306,6 +308,22 @@ impl Places {
                     lookup: store.lookup_key_file,
                     vapid: webpush.map(|webpush| webpush.key_file),
                 };
+                for (name, path) in [
+                    ("http.onion_key_file", Some(&places.onion)),
+                    ("watcher.key_file", Some(&places.link)),
+                    ("store.lookup_key_file", Some(&places.lookup)),
+                    ("store.row_key_file", Some(&places.rows)),
+                    ("dispatch.webpush.key_file", places.vapid.as_ref()),
+                ] {
+                    // A key made there would be one that the service never reads.
+                    if path.is_some_and(|path| is_missing_credential(path)) {
+                        file.fault(
+                            name,
+                            "is a credential that systemd hands over",
+                            "keygen --folder with the folder that LoadCredential= names",
+                        );
+                    }
+                }
                 if places.link == places.onion {
                     file.fault(
                         "watcher.key_file",
@@ -560,6 +578,30 @@ mod tests {
         let errors = faults_of("http.onion_key_file = 'a'\nwatcher.key_file = 'a'\nstore.lookup_key_file = 'a'");
         assert!(errors.starts_with("2 faults"), "{errors}");
         assert!(!folder.path().join("a").exists());
+    }
+
+    #[test]
+    fn keygen_makes_no_key_where_systemd_would_hand_one_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = folder.path().join("notifier.toml");
+        let example = include_str!("../../deploy/notifier.toml");
+        let handed_over = example.replace("\"keys/", "\"$CREDENTIALS_DIRECTORY/keys_");
+        std::fs::write(&settings, handed_over).unwrap();
+        let (exit, out, errors) = run_keygen(&named_by(&settings));
+        assert_eq!((exit, out.as_str()), (Exit::BadSettings, ""));
+        for place in [
+            "http.onion_key_file",
+            "watcher.key_file",
+            "store.lookup_key_file",
+            "store.row_key_file",
+        ] {
+            assert!(errors.contains(&format!("  {place}: is a credential")), "{errors}");
+        }
+        assert_eq!(
+            std::fs::read_dir(folder.path()).unwrap().count(),
+            1,
+            "the settings alone"
+        );
     }
 
     #[test]

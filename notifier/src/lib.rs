@@ -9,6 +9,7 @@ pub mod watcher;
 pub mod outbox;
 pub mod dispatch;
 
+pub mod clock;
 pub mod keyring;
 pub mod sqlite;
 pub mod tls;

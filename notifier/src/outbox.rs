@@ -6,15 +6,14 @@
 //! One task owns the decisions (`notifier_core::outbox`) and the file. Wakeups that wait become one commit; while it is on its
 //! way to the disk the next one forms.
 
-mod clock;
 pub mod journal;
 mod load;
 mod report;
 pub mod sqlite;
 
+use crate::clock::SteadyClock;
 use crate::keyring::Keyring;
 use crate::sqlite::{ERASE_AFTER, LONGEST_ERASE_AFTER, SqliteFault};
-use clock::SteadyClock;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use journal::{Done, Finished, Journal, KeyChange};
@@ -52,15 +51,18 @@ impl OutboxFile {
         })
     }
 
-    /// The marks seen at or after `since_ms` (Unix ms), the oldest first, through `take`.
+    /// The marks seen at or after `since_ms` (Unix ms), the oldest first, through `take`. Those of a wall clock that was ahead count as seen
+    /// now: they would stay until it is there again.
     pub async fn load_marks(&mut self, since_ms: i64, mut take: impl FnMut(SeenMark)) -> Result<(), OutboxError> {
-        let mut after = 0;
+        let (now_ms, mut after) = (unix_ms(), 0);
         loop {
             let batch = self.reader.load_marks(after).await?;
             let Some(last) = batch.last() else { return Ok(()) };
             after = last.commit;
             for seen in batch {
-                let Some(at_ms) = seen.at_ms else { continue };
+                let Some(at_ms) = seen.at_ms.map(|at_ms| at_ms.min(now_ms)) else {
+                    continue;
+                };
                 self.writer.note_marks(seen.commit, at_ms);
                 if at_ms >= since_ms {
                     seen.marks.into_iter().for_each(|mark| take(SeenMark { mark, at_ms }));

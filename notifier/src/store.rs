@@ -23,8 +23,10 @@ pub trait SubscriptionStore: Send + Sync + 'static {
     fn put(&self, subscription: &Subscription) -> BoxFuture<'_, Result<Put, StoreError>>;
 
     /// Forgets a device whose owner wishes it, unless it was subscribed with a later signature: requests can overtake each other, and
-    /// whoever saw one can send it again. Durable when it returns.
-    fn unsubscribe<'a>(&'a self, wish: &'a Unsubscription) -> BoxFuture<'a, Result<Unsubscribed, StoreError>>;
+    /// whoever saw one can send it again. A signature that is ahead of `now` (Unix seconds) gives way to a wish that was signed now, give or
+    /// take [`CLOCKS_DIFFER_SECONDS`]. Durable when it returns.
+    fn unsubscribe<'a>(&'a self, wish: &'a Unsubscription, now: i64)
+    -> BoxFuture<'a, Result<Unsubscribed, StoreError>>;
 
     /// Forgets one device of one account; whether it was there. Durable when it returns.
     fn remove<'a>(&'a self, device: &'a DeviceId) -> BoxFuture<'a, Result<bool, StoreError>>;
@@ -240,6 +242,10 @@ fn expires_day(subscription: &Subscription) -> i64 {
 pub fn day_of(unix_seconds: i64) -> i64 {
     unix_seconds.div_euclid(86_400)
 }
+
+/// How far a client's clock that is right may be from ours when its request is judged: the way through an onion request and a slow disk,
+/// and what is left when a network has set the clock. Small, because so long an old request can be repeated against a row that is ahead.
+pub const CLOCKS_DIFFER_SECONDS: i64 = 60;
 
 /// Devices named in one statement of `load`.
 pub const LOAD_BATCH: usize = 500;

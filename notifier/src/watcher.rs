@@ -380,7 +380,7 @@ impl<S: RecordSource> Driver<S> {
                 Action::Hang(node) => {
                     if let Some(id) = self.link_by_node.remove(&node) {
                         self.links.remove(&id);
-                        self.routes.remove(id);
+                        self.routes.retire(id, Instant::now());
                     }
                 }
                 Action::Request { node, request, body } => {

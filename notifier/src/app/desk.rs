@@ -176,7 +176,7 @@ impl Desk {
     /// Whether it was there and is not any more.
     async fn remove(&self, wish: &Unsubscription) -> Result<bool, Unavailable> {
         let _turn = self.turn(&wish.device.account).await;
-        let outcome = self.store.unsubscribe(wish).await.map_err(|fault| {
+        let outcome = self.store.unsubscribe(wish, unix_ms() / 1000).await.map_err(|fault| {
             metrics::counter!("store_failed_total", "reason" => fault.label()).increment(1);
             Unavailable
         })?;
@@ -346,27 +346,37 @@ impl RecordSource for Records {
         let devices = devices.await.map_err(|_| RecordsUnavailable)?;
         let subscriptions = self.store.load(devices).await.map_err(|_| RecordsUnavailable)?;
         let mut by_account: HashMap<AccountId, Vec<Subscription>> = HashMap::new();
-        let now = unix_ms() / 1000;
-        // A node refuses a signature that ran out; its row goes with the next round.
-        for subscription in subscriptions
-            .into_iter()
-            .filter(|subscription| subscription.expires_at() > now)
-        {
+        for subscription in subscriptions {
             by_account
                 .entry(subscription.device.account)
                 .or_default()
                 .push(subscription);
         }
-        let record = |subscription: &Subscription| {
-            let mut record = Vec::with_capacity(320);
-            subscription.monitor_record(&mut record);
-            Bytes::from(record)
-        };
+        let now = unix_ms() / 1000;
         Ok(by_account
             .into_iter()
-            .map(|(account, all)| (account, minimal_cover(&all).into_iter().map(record).collect()))
+            .map(|(account, all)| (account, records_of(all, now)))
             .collect())
     }
+}
+
+/// The fewest records that ask for all of these, of one account.
+///
+/// Signatures that ran out at `now` (Unix seconds) are among them: the clock may be wrong for a moment, the index lets go of them in time,
+/// and a node refuses them one by one. But they stand in for no other, of which a node that refuses them would report nothing.
+fn records_of(all: Vec<Subscription>, now: i64) -> Vec<Bytes> {
+    let (good, ran_out): (Vec<_>, Vec<_>) = all
+        .into_iter()
+        .partition(|subscription| subscription.expires_at() > now);
+    let cover = minimal_cover(&good);
+    let is_covered = |old: &Subscription| cover.iter().any(|kept| kept.covers(old));
+    let rest = minimal_cover(&ran_out).into_iter().filter(|old| !is_covered(old));
+    let record = |subscription: &Subscription| {
+        let mut record = Vec::with_capacity(320);
+        subscription.monitor_record(&mut record);
+        Bytes::from(record)
+    };
+    cover.iter().copied().chain(rest).map(record).collect()
 }
 
 fn put_label(put: Put) -> &'static str {
@@ -424,6 +434,12 @@ mod tests {
             device: subscription.device.clone(),
             sig_ts: subscription.sig_ts,
         }
+    }
+
+    fn record(subscription: &Subscription) -> Bytes {
+        let mut record = Vec::new();
+        subscription.monitor_record(&mut record);
+        record.into()
     }
 
     /// Answers as the relay does, from an index of its own.
@@ -494,6 +510,47 @@ mod tests {
         assert_eq!(desk.unsubscribe(gone(&new)).await, Ok(true));
         assert_eq!(desk.devices_of(ACCOUNT).await.map(|devices| devices.len()), Some(0));
         assert!(matches!(told.try_recv(), Ok(watcher::Command::AccountRemoved { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_phone_whose_clock_was_fast_can_still_be_logged_out() {
+        let (_folder, desk, _told) = desk().await;
+        let mut fast = subscription(b"token");
+        fast.sig_ts += 3 * 3_600;
+        let right = gone(&subscription(b"token"));
+        desk.subscribe(fast).await.unwrap();
+        assert_eq!(desk.unsubscribe(right).await, Ok(true));
+        assert_eq!(desk.devices_of(ACCOUNT).await.map(|devices| devices.len()), Some(0));
+    }
+
+    #[tokio::test]
+    async fn a_device_of_the_index_is_asked_for_though_the_wall_clock_says_that_its_signature_ran_out() {
+        let (_folder, desk, _told) = desk().await;
+        let mut old = subscription(b"token");
+        old.sig_ts -= SIGNATURE_LIFETIME_SECONDS + 60;
+        let record = record(&old);
+        desk.subscribe(old).await.unwrap();
+        let records = Records {
+            store: Arc::clone(&desk.store),
+            relay: desk.relay.clone(),
+        };
+        assert_eq!(records.records(vec![ACCOUNT]).await, Ok(vec![(ACCOUNT, vec![record])]));
+    }
+
+    #[test]
+    fn a_signature_that_ran_out_stands_in_for_no_other_and_is_left_out_where_another_asks_for_the_same() {
+        let now = 2 * SIGNATURE_LIFETIME_SECONDS;
+        let one = |namespaces: &[i16], sig_ts| Subscription {
+            namespaces: NamespaceSet::new(namespaces.iter().copied().map(Namespace).collect::<Vec<_>>()).unwrap(),
+            sig_ts,
+            ..subscription(b"token")
+        };
+        let ran_out = |namespaces| one(namespaces, now - SIGNATURE_LIFETIME_SECONDS);
+        let (fresh, wide) = (one(&[0], now), ran_out(&[0, 1]));
+        let both = vec![record(&fresh), record(&wide)];
+        assert_eq!(records_of(vec![wide, one(&[0], now)], now), both);
+        assert_eq!(records_of(vec![ran_out(&[0]), fresh], now), both[..1]);
+        assert_eq!(records_of(vec![ran_out(&[0]), ran_out(&[0, 1])], now), both[1..]);
     }
 
     #[tokio::test]

@@ -15,6 +15,7 @@ use super::exchange::Meter;
 use super::lane::Deliver;
 use super::settings::{Fault, SettingsFault, WebpushSettings, in_range};
 use super::{Push, unix_ms};
+use crate::clock::SteadyClock;
 use answer::{Reading, origin, parked, read};
 use bytes::Bytes;
 use connections::{Connections, Form};
@@ -39,6 +40,8 @@ use tokio::time::{Instant, timeout_at};
 pub struct Webpush {
     connections: Arc<Connections>,
     vapid: Vapid,
+    /// By which origins live: their pauses are kept as times. Tokens and expiries are told to others and go by the wall clock.
+    clock: SteadyClock,
     state: Mutex<State>,
     meter: Meter,
 }
@@ -83,6 +86,7 @@ impl Webpush {
         Ok(Self {
             connections: Connections::new(guard, resolver, tls, settings.connections),
             vapid,
+            clock: SteadyClock::new(Instant::now(), unix_ms()),
             state: Mutex::new(State {
                 origins: Origins::new(
                     OriginSettings {
@@ -129,7 +133,7 @@ impl Webpush {
             }
             hash
         };
-        let ticket = match self.admit(endpoint.origin()) {
+        let ticket = match self.admit(endpoint.origin(), Instant::now()) {
             Ok(lease) => lease,
             Err(after) => return Answer::new(Outcome::Later { after }, "origin-busy"),
         };
@@ -151,7 +155,7 @@ impl Webpush {
             Ok(Err(fault)) => (origin(None, fault.label()), Verdict::Outage(None)),
             Ok(Ok(Reading::Answer(answer, verdict))) => (answer, verdict),
             Ok(Ok(Reading::Forbidden)) => (parked("forbidden"), Verdict::Answered),
-            Ok(Ok(Reading::Dead(death))) => (self.bury(&ticket, death), Verdict::Answered),
+            Ok(Ok(Reading::Dead(death))) => (self.bury(&ticket, death, Instant::now()), Verdict::Answered),
         };
         self.note_bad(hash, &answer);
         ticket.settle(verdict);
@@ -198,8 +202,9 @@ impl Webpush {
         Some(value)
     }
 
-    fn admit(&self, origin: &Origin) -> Result<Lease<'_>, Duration> {
-        match self.state().origins.admit(origin, unix_ms(), random()) {
+    fn admit(&self, origin: &Origin, now: Instant) -> Result<Lease<'_>, Duration> {
+        let now_ms = self.clock.now_ms(now);
+        match self.state().origins.admit(origin, now_ms, random()) {
             Admission::Go(ticket) => Ok(Lease {
                 lane: self,
                 ticket: Some(ticket),
@@ -208,11 +213,12 @@ impl Webpush {
         }
     }
 
-    fn bury(&self, lease: &Lease<'_>, death: Death) -> Answer {
+    fn bury(&self, lease: &Lease<'_>, death: Death, now: Instant) -> Answer {
+        let now_ms = self.clock.now_ms(now);
         let is_believed = lease
             .ticket
             .as_ref()
-            .is_some_and(|ticket| self.state().origins.believes_dead(ticket, death, unix_ms()));
+            .is_some_and(|ticket| self.state().origins.believes_dead(ticket, death, now_ms));
         let label = match death {
             Death::Gone => "gone",
             Death::NotFound => "not-found",
@@ -275,19 +281,20 @@ struct Lease<'a> {
 
 impl Lease<'_> {
     fn settle(mut self, verdict: Verdict) {
-        self.end(verdict);
+        self.end(verdict, Instant::now());
     }
 
-    fn end(&mut self, verdict: Verdict) {
+    fn end(&mut self, verdict: Verdict, now: Instant) {
         if let Some(ticket) = self.ticket.take() {
-            self.lane.state().origins.settle(ticket, verdict, unix_ms(), random());
+            let now_ms = self.lane.clock.now_ms(now);
+            self.lane.state().origins.settle(ticket, verdict, now_ms, random());
         }
     }
 }
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
-        self.end(Verdict::Unknown);
+        self.end(Verdict::Unknown, Instant::now());
     }
 }
 
@@ -336,3 +343,42 @@ const SLOW: Duration = Duration::from_secs(5);
 
 /// Bad requests in a row before an endpoint is set aside.
 const BAD_MAX: u8 = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::fake::Files;
+
+    #[test]
+    fn a_wall_clock_that_is_set_back_makes_no_push_wait() {
+        let (files, start) = (Files::new(), Instant::now());
+        let settings = WebpushSettings {
+            origin_rate: 1,
+            ..files.webpush(443)
+        };
+        let hour_ms = 3_600_000;
+        let lane = Webpush {
+            // Since the lane began, the wall clock has been set back by an hour.
+            clock: SteadyClock::new(start, unix_ms() + hour_ms),
+            ..Webpush::new(&settings).unwrap()
+        };
+        let origin = origin();
+        let mut first = lane.admit(&origin, start).unwrap();
+        first.end(Verdict::Delivered, start);
+        let Err(after) = lane.admit(&origin, start) else {
+            panic!("one a second, and two went");
+        };
+        assert!(after <= Duration::from_secs(4), "{after:?}");
+        let second = start + Duration::from_secs(1);
+        let next = lane.admit(&origin, second).expect("its second is over");
+        let Outcome::Gone { .. } = lane.bury(&next, Death::NotFound, second).outcome else {
+            panic!("it delivered a second ago");
+        };
+    }
+
+    fn origin() -> Origin {
+        let public = "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4";
+        let endpoint = PushEndpoint::parse("https://push.example/x", public, "BTBZMqHH6r4Tts7J_aSIgg");
+        endpoint.unwrap().origin().clone()
+    }
+}

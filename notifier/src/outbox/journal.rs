@@ -35,6 +35,8 @@ pub struct Journal {
     /// Not before this time after a failure.
     retry_at: Option<Instant>,
     failures: u32,
+    /// Commits that were split up since wakeups became durable.
+    splits: u32,
     /// The next commit takes no more parcels than this: fewer while one is looked for that the database refuses.
     most_parcels: usize,
     keys: Keys,
@@ -94,6 +96,7 @@ impl Journal {
             waiting_since: None,
             retry_at: None,
             failures: 0,
+            splits: 0,
             most_parcels: usize::MAX,
             keys: Keys::Settled,
             moved_last: false,
@@ -218,6 +221,7 @@ impl Journal {
                 self.retry_at = None;
                 if !group.parcels.is_empty() {
                     self.most_parcels = usize::MAX;
+                    self.splits = 0;
                 }
                 Finished {
                     durable: group.parcels.answer(Ok(())),
@@ -308,8 +312,9 @@ impl Journal {
         self.failures = self.failures.saturating_add(1);
         let (parcels, mut refused) = (std::mem::take(&mut group.parcels), Vec::new());
         // What the database refuses may be one parcel of many, and nobody's wakeups may go with another's.
-        let is_split = fault.may_be_of_one_row() && parcels.queue.len() > 1 && self.failures <= MOST_SPLITS;
+        let is_split = fault.may_be_of_one_row() && parcels.queue.len() > 1 && self.splits < MOST_SPLITS;
         if is_split {
+            self.splits += 1;
             self.most_parcels = parcels.queue.len().div_ceil(2);
         }
         let forming = &mut self.forming;
@@ -516,7 +521,7 @@ const PARCEL_BYTES: usize = 16 << 20;
 /// What a row has beside the wakeup: its head, its seal, its line in the table. Bytes.
 const ROW_OVERHEAD: usize = 384;
 
-/// Failures in a row after which a commit that the database refuses is not split up any more: then it is not one row of it.
+/// So often a commit is split up that the database refuses, while nothing becomes durable: then it is not one row of it.
 const MOST_SPLITS: u32 = 16;
 
 /// Removals, and changes, in one commit while there are few wakeups: about a millisecond.

@@ -328,6 +328,33 @@ async fn keys_change_while_wakeups_come_and_go() {
     assert_eq!(file.reader.load_meta(EntryId(0)).await.unwrap().len(), 370);
 }
 
+#[tokio::test]
+async fn marks_of_a_wall_clock_that_was_ahead_count_as_seen_at_the_start_and_go_with_all_others() {
+    let folder = TempDir::new().unwrap();
+    let mut file = OutboxFile::open(&settings(&folder), &keys(1)).await.unwrap();
+    let ahead = sqlite::Commit {
+        marks: vec![mark(1)],
+        at_ms: unix_ms() + 365 * 86_400_000,
+        ..sqlite::Commit::default()
+    };
+    file.writer.commit(&ahead).await.unwrap();
+    file.reader.close().await;
+    file.writer.close().await;
+
+    let mut file = OutboxFile::open(&settings(&folder), &keys(1)).await.unwrap();
+    let (start_ms, mut seen) = (unix_ms(), Vec::new());
+    file.load_marks(0, |mark| seen.push(mark)).await.unwrap();
+    let loaded_ms = unix_ms();
+    assert_eq!(seen.len(), 1);
+    assert!((start_ms..=loaded_ms).contains(&seen[0].at_ms), "{seen:?}");
+    let forget = sqlite::Commit {
+        forget_marks_before_ms: Some(loaded_ms + 1),
+        ..sqlite::Commit::default()
+    };
+    file.writer.commit(&forget).await.unwrap();
+    assert_eq!(file.reader.load_marks(0).await.unwrap(), []);
+}
+
 #[test]
 fn settings_have_defaults_and_refuse_unknown_keys() {
     let read = serde_json::from_str::<OutboxSettings>;

@@ -143,9 +143,19 @@ impl SubscriptionStore for SqliteStore {
         .boxed()
     }
 
-    fn unsubscribe<'a>(&'a self, wish: &'a Unsubscription) -> BoxFuture<'a, Result<Unsubscribed, StoreError>> {
+    fn unsubscribe<'a>(
+        &'a self,
+        wish: &'a Unsubscription,
+        now: i64,
+    ) -> BoxFuture<'a, Result<Unsubscribed, StoreError>> {
         let (name, sig_ts) = (self.key.name(&wish.device), wish.sig_ts);
-        self.ask(move |done| Job::Unsubscribe { name, sig_ts, done }).boxed()
+        self.ask(move |done| Job::Unsubscribe {
+            name,
+            sig_ts,
+            now,
+            done,
+        })
+        .boxed()
     }
 
     fn remove<'a>(&'a self, device: &'a DeviceId) -> BoxFuture<'a, Result<bool, StoreError>> {
@@ -268,6 +278,7 @@ enum Job {
     Unsubscribe {
         name: Name,
         sig_ts: i64,
+        now: i64,
         done: oneshot::Sender<Result<Unsubscribed, StoreError>>,
     },
     Remove {
@@ -431,8 +442,14 @@ impl Job {
                 let put = slots.entry(lookup(&name)).or_default().put(name, row);
                 Some(Answer::Put(put, done))
             }
-            Self::Unsubscribe { name, sig_ts, done } => {
-                let outcome = slots.entry(lookup(&name)).or_default().unsubscribe(&name, sig_ts);
+            Self::Unsubscribe {
+                name,
+                sig_ts,
+                now,
+                done,
+            } => {
+                let slot = slots.entry(lookup(&name)).or_default();
+                let outcome = slot.unsubscribe(&name, sig_ts, now);
                 Some(Answer::Unsubscribed(outcome, done))
             }
             Self::Remove { name, before_ms, done } => {

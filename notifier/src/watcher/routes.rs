@@ -47,7 +47,7 @@ impl Route {
 }
 
 impl Routes {
-    /// `None` for a link that was hung up: its node is not in charge any more.
+    /// `None` for a link that ended longer ago than [`REMEMBERED`].
     pub fn sender(&self, link: LinkId) -> Option<Sender> {
         let table = self.read();
         let route = table.route_by_link.get(&link)?;
@@ -77,19 +77,13 @@ impl Routes {
         }
     }
 
-    /// The link ended by itself: what it had received still counts for a while.
+    /// The link ended, by itself or by us: what it had received still counts for a while. Whether its node had a say is decided by who knows
+    /// the rings. Once for each link, so those that wait here are no more than were dialed or open within [`REMEMBERED`].
     pub fn retire(&self, link: LinkId, now: Instant) {
         let mut table = self.write();
         if let Some(route) = table.route_by_link.get_mut(&link) {
             route.set_down();
             table.retired.push_back((now, link));
-        }
-    }
-
-    /// The link was hung up: its node has no more say.
-    pub fn remove(&self, link: LinkId) {
-        if let Some(mut route) = self.write().route_by_link.remove(&link) {
-            route.set_down();
         }
     }
 
@@ -140,22 +134,23 @@ mod tests {
         routes.set_up(LinkId(2));
         routes.set_up(LinkId(2));
         assert!(routes.sender(LinkId(1)).unwrap().second_link_up);
-        routes.remove(LinkId(2));
+        routes.retire(LinkId(2), Instant::now());
         assert!(!routes.sender(LinkId(1)).unwrap().second_link_up);
     }
 
     #[test]
-    fn a_link_that_ended_is_known_for_two_minutes_and_one_hung_up_not_at_all() {
+    fn a_link_that_ended_is_known_for_two_minutes_and_then_leaves_nothing() {
         let (routes, now) = (Routes::default(), Instant::now());
         for id in 1..=2 {
             routes.add(LinkId(id), NodeKey([1; 32]), SwarmId(7), Arc::default());
         }
         routes.retire(LinkId(1), now);
-        routes.remove(LinkId(2));
         routes.forget_retired(now + REMEMBERED - Duration::from_secs(1));
         assert_eq!(routes.sender(LinkId(1)).unwrap().node, NodeKey([1; 32]));
-        assert!(routes.sender(LinkId(2)).is_none());
         routes.forget_retired(now + REMEMBERED);
         assert!(routes.sender(LinkId(1)).is_none());
+        assert!(routes.sender(LinkId(2)).is_some(), "it goes on");
+        let table = routes.read();
+        assert_eq!((table.route_by_link.len(), table.retired.len()), (1, 0));
     }
 }

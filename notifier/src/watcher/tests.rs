@@ -258,6 +258,41 @@ async fn a_node_that_left_the_list_is_hung_up_and_heard_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_node_gave_before_it_was_hung_up_still_comes_with_its_old_swarm() {
+    let mut setup = setup(3).await;
+    setup.stream(0..1).await;
+    setup.covered(1, 3).await;
+    let sender = setup.nodes[0].node.key;
+    // More than the app takes, fewer than stop the link.
+    for number in 0..200u32 {
+        setup.nodes[0].notify(&number.to_be_bytes());
+    }
+    // Two answers that came behind them, so all of them are here: the node may have been answering the first when it was told to push.
+    for further in 1..=2 {
+        setup.stream(further..further + 1).await;
+        setup.covered(usize::from(further) + 1, 3).await;
+    }
+    for node in &mut setup.nodes {
+        node.asked.lock().unwrap().clear();
+        node.node.swarm = SwarmId(7);
+    }
+    *setup.oxend.list.lock().unwrap() = list(&setup.nodes);
+    setup.oxend.announce_block();
+    // Who is asked for the new swarm has been hung up for the old one.
+    while setup.holders(account(0)).len() < 3 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for number in 0..200u32 {
+        let notification = timeout(Duration::from_secs(10), setup.incoming.recv())
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!((notification.node, notification.swarm), (sender, SwarmId(0)));
+        assert_eq!(&notification.body[..], number.to_be_bytes());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_while_the_app_is_busy() {
     let mut setup = setup(1).await;
     setup.stream(0..1).await;

@@ -431,6 +431,11 @@ fn starting_at(folder: &Path, path: &str) -> String {
     folder.join(path).to_string_lossy().into_owned()
 }
 
+/// Whether a path of the settings names a credential that systemd has not handed to this process.
+pub fn is_missing_credential(path: &Path) -> bool {
+    path.to_str().is_some_and(|path| path.starts_with(CREDENTIALS))
+}
+
 /// Where systemd puts what `LoadCredential=` and its like name (systemd.exec(5)). A place, never a secret.
 fn credentials() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)

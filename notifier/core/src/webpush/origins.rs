@@ -1,6 +1,6 @@
 //! A lane for each push server: whether one more push may go there, and when to come again if not.
 //!
-//! In: origins, what became of pushes, the clock (Unix milliseconds), randomness. Out: `Admission`s, whether a dead endpoint is
+//! In: origins, what became of pushes, a clock that nobody sets (milliseconds), randomness. Out: `Admission`s, whether a dead endpoint is
 //! believed. Never: grows beyond its bound, or holds a push.
 //!
 //! A push that may not go is not kept here: it goes back to the outbox with a time of its own, one after the other at the pace of its

@@ -206,19 +206,33 @@ async fn what_the_database_refuses_takes_no_wakeup_of_another_caller_with_it() {
     // The number is there already.
     let mut bad = add(&mut journal, 1..=1);
     let mut behind: Vec<_> = (21..=40).map(|id| add(&mut journal, id..=id)).collect();
-    let mut refused = Vec::new();
-    while !journal.is_idle() {
-        let now = Instant::now();
-        let due = journal.poll_timeout(now).unwrap();
-        journal.start(due, 0);
-        refused.extend(journal.finished().await.refused);
-    }
-    assert_eq!(refused, [EntryId(1)]);
+    assert_eq!(settle(&mut journal).await, [EntryId(1)]);
     assert!(matches!(bad.try_recv(), Ok(Err(OutboxError::Internal { .. }))));
     for answer in before.iter_mut().chain(&mut behind) {
         assert_eq!(answer.try_recv(), Ok(Ok(())));
     }
     assert_eq!(stored(&reader).await, (1..=40).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_disk_that_was_full_for_long_lets_the_row_be_found_that_the_database_refuses() {
+    let (mut journal, reader, _folder) = empty().await;
+    commit_now(&mut journal, 1..=1).await;
+    limit_pages(&mut journal, 1).await;
+    let mut before = add(&mut journal, 2..=500);
+    // The number is there already.
+    let mut bad = add(&mut journal, 1..=1);
+    let mut behind = add(&mut journal, 501..=510);
+    for _ in 0..=MOST_SPLITS {
+        let due = journal.poll_timeout(Instant::now()).unwrap();
+        journal.start(due, 0);
+        assert_eq!(journal.finished().await, Finished::default());
+    }
+    limit_pages(&mut journal, 100_000).await;
+    assert_eq!(settle(&mut journal).await, [EntryId(1)]);
+    assert!(matches!(bad.try_recv(), Ok(Err(OutboxError::Internal { .. }))));
+    assert_eq!((before.try_recv(), behind.try_recv()), (Ok(Ok(())), Ok(Ok(()))));
+    assert_eq!(stored(&reader).await, (1..=510).collect::<Vec<_>>());
 }
 
 #[tokio::test]
@@ -335,6 +349,17 @@ async fn commit_now(journal: &mut Journal, ids: std::ops::RangeInclusive<i64>) {
     let _answer = add(journal, ids);
     journal.start(Instant::now(), 0);
     journal.finished().await;
+}
+
+/// Commits until nothing waits; what was refused.
+async fn settle(journal: &mut Journal) -> Vec<EntryId> {
+    let mut refused = Vec::new();
+    while !journal.is_idle() {
+        let due = journal.poll_timeout(Instant::now()).unwrap();
+        journal.start(due, 0);
+        refused.extend(journal.finished().await.refused);
+    }
+    refused
 }
 
 async fn stored(reader: &OutboxReader) -> Vec<i64> {

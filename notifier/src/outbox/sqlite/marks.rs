@@ -21,12 +21,18 @@ pub struct MarkTimes {
 }
 
 impl MarkTimes {
-    /// Numbers ascend.
+    /// Numbers ascend. Nothing was seen later than this: what a wall clock that was ahead said so counts as seen now, or it and all that comes
+    /// after it would stay until the clock is there again. So times ascend, too.
     pub fn note(&mut self, commit: i64, at_ms: i64) {
+        while self
+            .stretches
+            .pop_back_if(|stretch| stretch.latest_ms > at_ms)
+            .is_some()
+        {}
         match self.stretches.back_mut() {
             Some(stretch) if at_ms.saturating_sub(stretch.began_ms) < STRETCH_MS => {
                 stretch.last = commit;
-                stretch.latest_ms = stretch.latest_ms.max(at_ms);
+                stretch.latest_ms = at_ms;
             }
             _ => self.stretches.push_back(Stretch {
                 began_ms: at_ms,
@@ -69,12 +75,32 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_steps_back_keeps_marks_longer_and_never_shorter() {
+    fn what_a_clock_that_was_ahead_said_is_forgotten_as_if_it_came_when_the_clock_was_set_right() {
+        let year = 365 * 86_400_000;
+        for ahead in [vec![(2, 10_000 + year)], vec![(2, 10_000 + year), (3, 40_000 + year)]] {
+            let mut times = MarkTimes::default();
+            times.note(1, 10_000);
+            for (commit, at_ms) in ahead {
+                times.note(commit, at_ms);
+            }
+            for (commit, at_ms) in [(4, 12_000), (5, 12_500), (6, 30_000)] {
+                times.note(commit, at_ms);
+            }
+            assert_eq!(times.last_before(10_001), 1);
+            assert_eq!(times.last_before(12_500), 1, "none goes before its time");
+            assert_eq!(times.last_before(20_000), 5);
+            assert_eq!(times.last_before(30_001), 6);
+        }
+    }
+
+    #[test]
+    fn a_clock_that_steps_back_for_a_moment_keeps_all_in_order() {
         let mut times = MarkTimes::default();
-        for (commit, at_ms) in [(1, 50_000), (2, 20_000), (3, 52_000)] {
+        for (commit, at_ms) in [(1, 18_000), (2, 20_500), (3, 20_200), (4, 22_000)] {
             times.note(commit, at_ms);
         }
-        assert_eq!(times.last_before(50_000), 0);
-        assert_eq!(times.last_before(50_001), 2);
+        assert_eq!(times.last_before(20_200), 1);
+        assert_eq!(times.last_before(20_201), 3);
+        assert_eq!(times.last_before(22_001), 4);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! In: what the file has, changes in their order. Out: what the file is to have, and an answer for each. Never: reads or writes anything.
 
-use crate::store::{Name, Put, StoreError, Unsubscribed};
+use crate::store::{CLOCKS_DIFFER_SECONDS, Name, Put, StoreError, Unsubscribed};
 use notifier_core::subscription::BINDING_MARK;
 use zeroize::Zeroizing;
 
@@ -64,10 +64,15 @@ impl Slot {
         }
     }
 
-    /// Of two with the same time the later request wins, as with a renewal.
-    pub fn unsubscribe(&mut self, name: &Name, sig_ts: i64) -> Unsubscribed {
+    /// Of two with the same time the later request wins, as with a renewal. `now`: Unix seconds.
+    pub fn unsubscribe(&mut self, name: &Name, sig_ts: i64, now: i64) -> Unsubscribed {
         let is_newer = self.row.as_ref().is_some_and(|row| row.sig_ts > sig_ts);
-        if is_newer && !self.is_anothers(name) {
+        // A time in the future is no proof of being later: the phone's clock may have been set right since. But only who signs by a clock that
+        // is right may say so, else an old request could be repeated, and one that comes late from a phone that is still fast would count.
+        let is_ahead = |row: &Row| row.sig_ts > now.saturating_add(CLOCKS_DIFFER_SECONDS);
+        let is_of_now = now.abs_diff(sig_ts) <= CLOCKS_DIFFER_SECONDS.unsigned_abs();
+        let is_set_right = is_of_now && self.row.as_ref().is_some_and(is_ahead);
+        if is_newer && !is_set_right && !self.is_anothers(name) {
             return Unsubscribed::KeptNewer;
         }
         match self.remove(name, None) {

@@ -81,17 +81,45 @@ async fn a_dead_token_does_not_remove_a_row_signed_later() {
 async fn an_unsubscription_leaves_what_was_signed_later() {
     let (store, _folder) = empty_store().await;
     store.put(&subscription(1, NOW)).await.unwrap();
-    assert_eq!(store.unsubscribe(&gone(1, NOW - 1)).await, Ok(Unsubscribed::KeptNewer));
-    assert_eq!(store.unsubscribe(&gone(2, NOW)).await, Ok(Unsubscribed::NotThere));
+    assert_eq!(
+        store.unsubscribe(&gone(1, NOW - 1), NOW).await,
+        Ok(Unsubscribed::KeptNewer)
+    );
+    assert_eq!(store.unsubscribe(&gone(2, NOW), NOW).await, Ok(Unsubscribed::NotThere));
     assert_eq!(rows(&all(&store).await), rows(&[subscription(1, NOW)]));
-    assert_eq!(store.unsubscribe(&gone(1, NOW)).await, Ok(Unsubscribed::Removed));
-    assert_eq!(store.unsubscribe(&gone(1, NOW)).await, Ok(Unsubscribed::NotThere));
+    assert_eq!(store.unsubscribe(&gone(1, NOW), NOW).await, Ok(Unsubscribed::Removed));
+    assert_eq!(store.unsubscribe(&gone(1, NOW), NOW).await, Ok(Unsubscribed::NotThere));
     assert_eq!(store.count().await, Ok(0));
     // Off and on again, and the first request takes the longer way: in one group as well.
     let (off, on) = (gone(1, NOW + 1), subscription(1, NOW + 2));
-    let answers = tokio::join!(biased; store.put(&on), store.unsubscribe(&off));
+    let answers = tokio::join!(biased; store.put(&on), store.unsubscribe(&off, NOW));
     assert_eq!(answers, (Ok(Put::New), Ok(Unsubscribed::KeptNewer)));
     assert_eq!(rows(&all(&store).await), rows(&[on]));
+}
+
+#[tokio::test]
+async fn a_signature_from_the_future_keeps_no_device_from_who_signs_off_by_a_clock_that_is_right() {
+    let (store, _folder) = empty_store().await;
+    let (fast, kept) = (NOW + 3 * 3_600, Ok(Unsubscribed::KeptNewer));
+    store.put(&subscription(1, fast)).await.unwrap();
+    // An old request again, one of a clock that is still fast, and one that says the same a moment too late or too early.
+    for sig_ts in [NOW - 3_600, fast - 1, NOW - 61, NOW + 61] {
+        assert_eq!(store.unsubscribe(&gone(1, sig_ts), NOW).await, kept, "{}", sig_ts - NOW);
+    }
+    for sig_ts in [NOW - 60, NOW, NOW + 60] {
+        store.put(&subscription(1, fast)).await.unwrap();
+        assert_eq!(
+            store.unsubscribe(&gone(1, sig_ts), NOW).await,
+            Ok(Unsubscribed::Removed)
+        );
+    }
+    // A minute ahead is a clock that is right.
+    store.put(&subscription(1, NOW + 60)).await.unwrap();
+    assert_eq!(store.unsubscribe(&gone(1, NOW + 59), NOW).await, kept);
+    assert_eq!(
+        store.unsubscribe(&gone(1, NOW + 59), NOW - 1).await,
+        Ok(Unsubscribed::Removed)
+    );
 }
 
 #[tokio::test]

@@ -2,7 +2,6 @@
 //!
 //! In: the monotonic clock. Out: milliseconds that nobody sets. Never: reads a clock itself, or follows a wall clock.
 
-use super::millis;
 use tokio::time::Instant;
 
 /// Pauses and deadlines are kept as times: a wall clock that is set back would make them as much longer, one that is set forward would end
@@ -23,8 +22,8 @@ impl SteadyClock {
     }
 
     pub fn now_ms(&self, now: Instant) -> i64 {
-        self.start_ms
-            .saturating_add(millis(now.saturating_duration_since(self.start)))
+        let passed = now.saturating_duration_since(self.start).as_millis();
+        self.start_ms.saturating_add(i64::try_from(passed).unwrap_or(i64::MAX))
     }
 }
 
