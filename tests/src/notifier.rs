@@ -168,7 +168,7 @@ impl Notifier {
 
     /// Memory in use now, bytes (`VmRSS`).
     pub fn resident_bytes(&self) -> Option<u64> {
-        system::status_bytes(self.process_id()?, "VmRSS:")
+        system::resident_bytes(self.process_id()?)
     }
 
     /// The most memory that was in use so far, bytes (`VmHWM`).

@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use notifier_core::omq::{Address, Identity, LinkFault, RequestFailure, Transport};
+use quietline_lab::ports;
 use quietline_notifier::watcher::link::{
     DownReason, FromLink, LinkClosed, LinkHandle, LinkId, LinkSettings, Notify, spawn,
 };
@@ -11,7 +12,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
@@ -81,7 +82,7 @@ fn large_requests_and_replies_arrive_whole() {
 fn refusals_and_missing_replies_fail_the_request_and_keep_the_link() {
     let node = Node::bind("tcp://127.0.0.1:*", true);
     let mut lab = Lab::new();
-    lab.settings.request_timeout = Duration::from_millis(200);
+    lab.settings.request_timeout = Duration::from_secs(2);
     let link = lab.dial(node.address());
     let id = node.say_hello();
     assert!(matches!(lab.event(), FromLink::Up));
@@ -107,15 +108,19 @@ fn requests_made_before_the_link_is_up_are_sent_and_too_many_are_refused() {
     let mut lab = Lab::new();
     lab.settings.max_outstanding = 4;
     let link = lab.dial(node.address());
-    // On this thread nothing else runs before the first await, so none of them is sent yet.
-    let taken = (0..100)
-        .take_while(|request| link.request(*request, "ping.ping", None).is_ok())
-        .count();
-    assert!((4..=8).contains(&taken), "{taken}");
+    // Nothing is sent before HELLO: the link has four, and its inbox another four once it has taken the first.
+    let (mut taken, deadline) = (0, Instant::now() + PATIENCE);
+    while taken < 8 {
+        match link.request(taken, "ping.ping", None) {
+            Ok(()) => taken += 1,
+            Err(_) => thread::sleep(Duration::from_millis(1)),
+        }
+        assert!(Instant::now() < deadline, "only {taken} were taken");
+    }
     assert_eq!(link.request(1000, "ping.ping", None), Err(LinkClosed::Full));
     let id = node.say_hello();
     assert!(matches!(lab.event(), FromLink::Up));
-    for request in 0..taken as u64 {
+    for request in 0..taken {
         let tag = &node.receive()[2];
         node.send(&[&id, b"REPLY", tag]);
         assert_eq!(lab.reply(), (request, Ok(Vec::new())));
@@ -125,7 +130,7 @@ fn requests_made_before_the_link_is_up_are_sent_and_too_many_are_refused() {
 #[test]
 fn heartbeats_of_both_sides_keep_an_idle_link() {
     for curve in [true, false] {
-        let node = Node::bind("tcp://127.0.0.1:*", curve);
+        let node = Node::bind_for_long(curve);
         node.socket.set_heartbeat_ivl(100).unwrap();
         node.socket.set_heartbeat_timeout(1000).unwrap();
         let node = node.rebind();
@@ -149,12 +154,12 @@ fn our_pings_are_answered_by_libzmq() {
     let node = Node::bind("tcp://127.0.0.1:*", true);
     let mut lab = Lab::new();
     lab.settings.ping_after = Duration::from_millis(20);
-    lab.settings.dead_after = Duration::from_millis(1000);
+    lab.settings.dead_after = Duration::from_secs(3);
     let _link = lab.dial(node.address());
     let id = node.say_hello();
     assert!(matches!(lab.event(), FromLink::Up));
-    // Without answers the link would go down after a second.
-    assert!(!node.disconnected_within(Duration::from_millis(1500)));
+    // Without answers the link would go down before.
+    assert!(!node.disconnected_within(Duration::from_secs(4)));
     node.send(&[&id, b"notify.message", b"still here"]);
     assert_eq!(lab.notify(), "still here");
 }
@@ -162,7 +167,7 @@ fn our_pings_are_answered_by_libzmq() {
 #[test]
 fn a_reader_that_pauses_holds_the_node_back_and_loses_none_of_20000_pushes() {
     const PUSHES: u32 = 20_000;
-    let node = Node::bind("tcp://127.0.0.1:*", true);
+    let node = Node::bind_for_long(true);
     node.socket.set_heartbeat_ivl(100).unwrap();
     node.socket.set_heartbeat_timeout(1000).unwrap();
     let node = node.rebind();
@@ -200,7 +205,7 @@ fn a_reader_that_pauses_holds_the_node_back_and_loses_none_of_20000_pushes() {
 
 #[test]
 fn a_node_that_goes_is_reported_and_can_be_dialled_again() {
-    let node = Node::bind("tcp://127.0.0.1:*", true);
+    let node = Node::bind_for_long(true);
     let address = node.address();
     let mut lab = Lab::new();
     let link = lab.dial(address.clone());
@@ -315,11 +320,11 @@ fn bytes_that_are_no_zmtp_are_named_at_once() {
 
 #[test]
 fn a_silent_and_a_slow_peer_end_at_the_deadline() {
-    let reason = meet(Duration::from_millis(200), |mut peer| drain(&mut peer));
+    let reason = meet(Duration::from_secs(1), |mut peer| drain(&mut peer));
     assert_eq!(reason, DownReason::Fault(LinkFault::HandshakeTimeout));
-    let reason = meet(Duration::from_millis(200), |mut peer| {
+    let reason = meet(Duration::from_secs(1), |mut peer| {
         for byte in greeting() {
-            thread::sleep(Duration::from_millis(10));
+            thread::sleep(Duration::from_millis(50));
             if peer.write_all(&[byte]).is_err() {
                 break;
             }
@@ -327,7 +332,7 @@ fn a_silent_and_a_slow_peer_end_at_the_deadline() {
     });
     assert_eq!(reason, DownReason::Fault(LinkFault::HandshakeTimeout));
     // A ZMTP peer that is no OxenMQ listener talks and never says HELLO.
-    let reason = meet(Duration::from_millis(200), |mut peer| {
+    let reason = meet(Duration::from_secs(2), |mut peer| {
         peer.write_all(&opening()).unwrap();
         while peer.write_all(&[0, 0].repeat(1000)).is_ok() {}
     });
@@ -443,6 +448,11 @@ struct Node {
 impl Node {
     fn bind(endpoint: &str, curve: bool) -> Self {
         Self::bind_in(zmq::Context::new(), endpoint, curve)
+    }
+
+    /// At a port that nobody is given by chance while it is closed for a moment.
+    fn bind_for_long(curve: bool) -> Self {
+        Self::bind(&format!("tcp://127.0.0.1:{}", ports::free()), curve)
     }
 
     fn bind_in(context: zmq::Context, endpoint: &str, curve: bool) -> Self {

@@ -259,7 +259,9 @@ fn a_million_packets_of_spoofed_sources_leave_no_trace_and_cost_no_call_a_packet
 fn a_flood_from_one_prefix_is_answered_at_the_limit_and_no_more() {
     let folder = tempfile::tempdir().unwrap();
     let site = site_of_all_addresses(folder.path());
-    let answers = site.world.udp(Ipv4Addr::UNSPECIFIED, SOURCE_PORT);
+    let answers = Socket::from(site.world.udp(Ipv4Addr::UNSPECIFIED, SOURCE_PORT));
+    let _ = answers.set_recv_buffer_size(8 << 20);
+    let answers = UdpSocket::from(answers);
     let mut spoofer = Spoofer::new(&site);
     let kinds = [
         Builder::new(kind::ALLOCATE).build(),

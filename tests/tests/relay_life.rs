@@ -232,7 +232,8 @@ fn the_readme_leads_from_an_empty_folder_to_a_call() {
 fn check_says_what_will_hurt() {
     let world = World::prepare(|settings| {
         set(settings, "listen.name", "turn.example.org");
-        set(settings, "limits.allocations", 500_000);
+        // More than any system allows (fs.nr_open is at most 2^31).
+        set(settings, "streams.total", 4_000_000_000_u32);
         set(settings, "sockets.receive_buffer", 1 << 30);
     });
     let output = world.relay.command("check").arg("--settings-only").output().unwrap();

@@ -226,7 +226,7 @@ impl Relay {
 
     /// Memory in use now, bytes.
     pub fn resident_bytes(&self) -> Option<u64> {
-        system::status_bytes(self.process_id()?, "VmRSS:")
+        system::resident_bytes(self.process_id()?)
     }
 
     pub fn log(&self) -> String {

@@ -360,7 +360,7 @@ impl Site {
 
     /// Memory in use now, bytes.
     pub fn resident_bytes(&self) -> Option<u64> {
-        system::status_bytes(self.process_id(), "VmRSS:")
+        system::resident_bytes(self.process_id())
     }
 
     /// What `quietline-turn` tells its operator at this path: status line, headers and body.

@@ -982,7 +982,7 @@ fn row_20_timed_credentials_are_checked_once_with_every_secret() {
         found.equal(format!("20 {name} is {wanted}"), allocate(who), wanted);
     }
     // The allocation outlives its credential: libwebrtc drops the call if a Refresh is refused.
-    let brief = Who::timed(&(unix_seconds() + 2).to_string(), SECRET);
+    let brief = Who::timed(&(unix_seconds() + 5).to_string(), SECRET);
     let mut live = site.client(Transport::Udp, brief.clone());
     let _ = live.allocate();
     let deadline = Instant::now() + PATIENCE;
