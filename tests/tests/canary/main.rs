@@ -98,6 +98,17 @@ fn every_leak_would_be_found(sinks: &Sinks, values: &Search) {
 }
 
 #[test]
+fn digits_of_a_key_are_no_leak_and_the_key_is() {
+    let mut search = Search::default();
+    let key = "123456789012345c9f123456789012";
+    search.mark("key", key.as_bytes());
+    assert_eq!(search.find(b"7123456789012345 0123456789012"), None);
+    assert!(search.find(b"12345c9f1").is_some());
+    search.mark("number", b"123456789012");
+    assert!(search.find(b"7123456789012345").is_some());
+}
+
+#[test]
 fn a_value_is_found_in_each_form_also_when_only_a_piece_of_it_is_there() {
     let mut search = Search::default();
     let value: Vec<u8> = (0..33u8).map(|at| at.wrapping_mul(37) ^ 0x9f).collect();

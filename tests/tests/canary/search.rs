@@ -183,6 +183,9 @@ impl Search {
             (value, &value[..0])
         };
         for piece in front.windows(PIECE).chain(back.windows(PIECE)) {
+            if is_by_chance(value, piece) {
+                continue;
+            }
             let mut written = Vec::with_capacity(Form::ALL.len());
             for form in Form::ALL {
                 let bytes = form.write(piece);
@@ -193,8 +196,10 @@ impl Search {
                 }
             }
         }
-        for form in [Form::HexLower, Form::HexUpper, Form::RustEscape] {
-            self.add(form.write(&value[..HEAD]), number, form);
+        let head = &value[..HEAD];
+        let forms = [Form::HexLower, Form::HexUpper, Form::RustEscape];
+        for form in forms.into_iter().filter(|_| !is_by_chance(value, head)) {
+            self.add(form.write(head), number, form);
         }
     }
 
@@ -258,6 +263,11 @@ impl Search {
                 .push(Pattern { bytes, value, form });
         }
     }
+}
+
+/// Some digits of a longer text, such as of a key in hex: among the random numbers of a table they stand anyway.
+fn is_by_chance(value: &[u8], piece: &[u8]) -> bool {
+    piece.iter().all(u8::is_ascii_digit) && !value.iter().all(u8::is_ascii_digit)
 }
 
 /// What one process let out, by where it went.
