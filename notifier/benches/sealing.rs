@@ -107,7 +107,7 @@ async fn compare(rate: u32, rounds: u32) {
                 let (sealed, plain) = (Arc::clone(&sealed), plain.clone());
                 async move {
                     if overwrite {
-                        sealed.put(&new).await.unwrap();
+                        sealed.put(&new, new.sig_ts).await.unwrap();
                     } else {
                         plain.put(new).await;
                     }

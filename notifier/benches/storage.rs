@@ -201,7 +201,7 @@ async fn puts(store: &SqliteStore, what: &str, in_flight: usize, numbers: impl I
     let began = Instant::now();
     let timed = numbers.map(async |n| {
         let began = Instant::now();
-        store.put(&subscription(n, sig_ts)).await.unwrap();
+        store.put(&subscription(n, sig_ts), sig_ts).await.unwrap();
         began.elapsed()
     });
     let times: Vec<Duration> = futures_util::stream::iter(timed)

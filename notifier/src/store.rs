@@ -19,8 +19,9 @@ use tokio::sync::mpsc;
 
 /// What every home of subscriptions can do. Changes of one device take effect in the order of the calls.
 pub trait SubscriptionStore: Send + Sync + 'static {
-    /// Stores or renews. Durable when it returns.
-    fn put(&self, subscription: &Subscription) -> BoxFuture<'_, Result<Put, StoreError>>;
+    /// Stores or renews, unless a later signature is there. One that is ahead of `now` (Unix seconds) gives way to one of now, give or take
+    /// [`CLOCKS_DIFFER_SECONDS`]. Durable when it returns.
+    fn put(&self, subscription: &Subscription, now: i64) -> BoxFuture<'_, Result<Put, StoreError>>;
 
     /// Forgets a device whose owner wishes it, unless it was subscribed with a later signature: requests can overtake each other, and
     /// whoever saw one can send it again. A signature that is ahead of `now` (Unix seconds) gives way to a wish that was signed now, give or

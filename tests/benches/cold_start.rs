@@ -162,7 +162,7 @@ async fn subscriptions(accounts: usize) -> PathBuf {
     for from in (0..accounts).step_by(20_000) {
         let count = (accounts - from).min(20_000);
         let some = world::in_threads(count, |number| subscription(from + number, now));
-        let puts = some.iter().map(|subscription| store.put(subscription));
+        let puts = some.iter().map(|subscription| store.put(subscription, now));
         futures_util::future::try_join_all(puts).await.expect("they are stored");
     }
     store.close().await;

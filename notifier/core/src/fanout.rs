@@ -42,8 +42,8 @@ pub enum Upserted {
     Changed { watch_changed: bool },
     /// The same wish with a fresh signature.
     Renewed,
-    /// What is there was signed later, or came later, and stays.
-    KeptNewer,
+    /// The device is there, and stays as it is.
+    Kept,
     /// The account has [`MAX_DEVICES`] already.
     Full,
 }
@@ -84,27 +84,26 @@ impl Index {
         }
     }
 
+    /// What the store has taken: it knows which of two wishes counts.
     pub fn upsert(&mut self, subscription: &Subscription) -> Upserted {
-        self.insert(subscription, |new, known| new >= known)
+        self.insert(subscription, true)
     }
 
-    /// As [`Self::upsert`], for a row read at the start: a device that is here already with the same time came with a request, which may
-    /// have been later than the row was read.
+    /// A row read at the start. A device that is here already came with a request, which may have been later than the row was read.
     pub fn load(&mut self, subscription: &Subscription) -> Upserted {
-        self.insert(subscription, |new, known| new > known)
+        self.insert(subscription, false)
     }
 
-    /// `wins`: whether one signed at the first time replaces one signed at the second.
-    fn insert(&mut self, subscription: &Subscription, wins: impl Fn(u32, u32) -> bool) -> Upserted {
+    fn insert(&mut self, subscription: &Subscription, replaces: bool) -> Upserted {
         let device = &subscription.device;
         let head = self.head_of(&device.account);
         let mut count = 0;
         for (place, slot) in self.chain(head) {
             count += 1;
             if slot.is(device) {
-                return match wins(seconds(subscription.sig_ts), slot.sig_ts) {
+                return match replaces {
                     true => self.renew(place, subscription),
-                    false => Upserted::KeptNewer,
+                    false => Upserted::Kept,
                 };
             }
         }
@@ -538,15 +537,19 @@ mod tests {
     }
 
     #[test]
-    fn an_older_signature_never_replaces_a_newer_one() {
+    fn a_row_read_at_the_start_never_replaces_what_came_with_a_request() {
         let mut index = index();
         index.upsert(&subscription(1, b"one", &[0], NOW));
-        assert_eq!(
-            index.upsert(&subscription(1, b"one", &[5], NOW - 1)),
-            Upserted::KeptNewer
-        );
+        // Whenever it was signed: it may have been by a clock that was ahead.
+        for sig_ts in [NOW - 1, NOW, NOW + 1] {
+            assert_eq!(index.load(&subscription(1, b"one", &[5], sig_ts)), Upserted::Kept);
+        }
         assert_eq!(index.fan_out(&event(1, 0)).count(), 1);
         assert_eq!(index.fan_out(&event(1, 5)).count(), 0);
+        // A request counts as the store says.
+        let answer = index.upsert(&subscription(1, b"one", &[5], NOW - 1));
+        assert_eq!(answer, Upserted::Changed { watch_changed: true });
+        assert_eq!(index.fan_out(&event(1, 5)).count(), 1);
     }
 
     #[test]
@@ -679,10 +682,7 @@ mod tests {
                     }
                     _ => {
                         index.upsert(&wish);
-                        let held = plain.entry((account, token)).or_insert((namespace, signed));
-                        if held.1 <= signed {
-                            *held = (namespace, signed);
-                        }
+                        plain.insert((account, token), (namespace, signed));
                     }
                 }
                 prop_assert_eq!(index.len(), plain.len());

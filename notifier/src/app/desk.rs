@@ -130,7 +130,7 @@ impl Desk {
         }
         let mut record = Vec::with_capacity(320);
         subscription.monitor_record(&mut record);
-        let put = self.store.put(&subscription).await.map_err(|fault| {
+        let put = self.store.put(&subscription, unix_ms() / 1000).await.map_err(|fault| {
             metrics::counter!("store_failed_total", "reason" => fault.label()).increment(1);
             Unavailable
         })?;
@@ -151,7 +151,7 @@ impl Desk {
         let watch_now = match upserted.await.map_err(|_| Unavailable)? {
             Upserted::Added => true,
             Upserted::Changed { watch_changed } => watch_changed,
-            Upserted::Renewed | Upserted::KeptNewer => false,
+            Upserted::Renewed | Upserted::Kept => false,
             Upserted::Full => {
                 metrics::counter!("fanout_full_accounts_total").increment(1);
                 let _ = self.store.remove(&device).await;
@@ -478,7 +478,7 @@ mod tests {
         let mut old = subscription(b"old");
         old.sig_ts -= SIGNATURE_LIFETIME_SECONDS + 86_400;
         for stored in [&old, &subscription(b"new")] {
-            assert_eq!(desk.store.put(stored).await, Ok(Put::New));
+            assert_eq!(desk.store.put(stored, stored.sig_ts).await, Ok(Put::New));
         }
         let (_teller, told) = mpsc::channel(1);
         let housekeeping = tokio::spawn(Arc::clone(&desk).keep_house(told, Duration::from_millis(1)));

@@ -381,8 +381,7 @@ impl Relay {
                 let mut standing = Vec::with_capacity(subscriptions.len());
                 for (subscription, record) in subscriptions {
                     // A row may have been read before it was removed, or written over. Who wrote it over has told the watcher.
-                    if !removed.contains(&subscription.device) && self.index.load(&subscription) != Upserted::KeptNewer
-                    {
+                    if !removed.contains(&subscription.device) && self.index.load(&subscription) != Upserted::Kept {
                         standing.push((subscription.device.account, record));
                     }
                 }

@@ -124,7 +124,7 @@ async fn take_up(writer: &mut Writer, sealer: &Sealer) -> Result<bool, SqliteFau
 }
 
 impl SubscriptionStore for SqliteStore {
-    fn put(&self, subscription: &Subscription) -> BoxFuture<'_, Result<Put, StoreError>> {
+    fn put(&self, subscription: &Subscription, now: i64) -> BoxFuture<'_, Result<Put, StoreError>> {
         let name = self.key.name(&subscription.device);
         let mark = self.key.binding_mark(subscription);
         let is_bound = subscription.is_bound;
@@ -138,6 +138,7 @@ impl SubscriptionStore for SqliteStore {
             mark,
             is_bound,
             row,
+            now,
             done,
         })
         .boxed()
@@ -273,6 +274,8 @@ enum Job {
         mark: Name,
         is_bound: bool,
         row: Row,
+        /// Unix seconds.
+        now: i64,
         done: oneshot::Sender<Result<Put, StoreError>>,
     },
     Unsubscribe {
@@ -430,6 +433,7 @@ impl Job {
                 mark,
                 is_bound,
                 row,
+                now,
                 done,
             } => {
                 let marked = slots.get(&lookup(&mark)).filter(|slot| !slot.is_anothers(&mark));
@@ -439,7 +443,7 @@ impl Job {
                 if is_bound {
                     slots.entry(lookup(&mark)).or_default().mark(mark, row.expires_day);
                 }
-                let put = slots.entry(lookup(&name)).or_default().put(name, row);
+                let put = slots.entry(lookup(&name)).or_default().put(name, row, now);
                 Some(Answer::Put(put, done))
             }
             Self::Unsubscribe {

@@ -31,14 +31,14 @@ impl Slot {
         self.row.is_some() && self.name.is_some_and(|known| known != *name)
     }
 
-    /// A renewal never loses a newer signature; of two with the same time the later request wins.
-    pub fn put(&mut self, name: Name, new: Row) -> Result<Put, StoreError> {
+    /// A renewal never loses a newer signature; of two with the same time the later request wins. `now`: Unix seconds.
+    pub fn put(&mut self, name: Name, new: Row, now: i64) -> Result<Put, StoreError> {
         if self.is_anothers(&name) {
             return Err(StoreError::LookupTaken);
         }
         let answer = match &self.row {
             None => Put::New,
-            Some(old) if old.sig_ts > new.sig_ts => return Ok(Put::KeptNewer),
+            Some(_) if self.is_newer_than(new.sig_ts, now) => return Ok(Put::KeptNewer),
             Some(old) if old.content == new.content => return Ok(Put::Unchanged),
             Some(_) => Put::Renewed,
         };
@@ -66,19 +66,24 @@ impl Slot {
 
     /// Of two with the same time the later request wins, as with a renewal. `now`: Unix seconds.
     pub fn unsubscribe(&mut self, name: &Name, sig_ts: i64, now: i64) -> Unsubscribed {
-        let is_newer = self.row.as_ref().is_some_and(|row| row.sig_ts > sig_ts);
-        // A time in the future is no proof of being later: the phone's clock may have been set right since. But only who signs by a clock that
-        // is right may say so, else an old request could be repeated, and one that comes late from a phone that is still fast would count.
-        let is_ahead = |row: &Row| row.sig_ts > now.saturating_add(CLOCKS_DIFFER_SECONDS);
-        let is_of_now = now.abs_diff(sig_ts) <= CLOCKS_DIFFER_SECONDS.unsigned_abs();
-        let is_set_right = is_of_now && self.row.as_ref().is_some_and(is_ahead);
-        if is_newer && !is_set_right && !self.is_anothers(name) {
+        if self.is_newer_than(sig_ts, now) && !self.is_anothers(name) {
             return Unsubscribed::KeptNewer;
         }
         match self.remove(name, None) {
             true => Unsubscribed::Removed,
             false => Unsubscribed::NotThere,
         }
+    }
+
+    /// Whether what is here counts as signed after `sig_ts`. A time in the future is no proof of being later: the phone's clock may have been set
+    /// right since. But only who signs by a clock that is right may say so, else an old request could be repeated, and one that comes late from
+    /// a phone that is still fast would count.
+    fn is_newer_than(&self, sig_ts: i64, now: i64) -> bool {
+        let is_of_now = now.abs_diff(sig_ts) <= CLOCKS_DIFFER_SECONDS.unsigned_abs();
+        self.row.as_ref().is_some_and(|row| {
+            let is_ahead = row.sig_ts > now.saturating_add(CLOCKS_DIFFER_SECONDS);
+            row.sig_ts > sig_ts && !(is_ahead && is_of_now)
+        })
     }
 
     pub fn remove(&mut self, name: &Name, before_ms: Option<i64>) -> bool {

@@ -13,7 +13,7 @@ const NOW: i64 = 1_760_000_000;
 #[tokio::test]
 async fn a_subscription_comes_back_as_it_was_stored() {
     let (store, _folder) = empty_store().await;
-    assert_eq!(store.put(&subscription(1, NOW)).await, Ok(Put::New));
+    assert_eq!(store.put(&subscription(1, NOW), NOW).await, Ok(Put::New));
     let found = store.load(vec![device(1), device(2)]).await.unwrap();
     assert_eq!(rows(&found), rows(&[subscription(1, NOW)]));
     assert_eq!(store.count().await, Ok(1));
@@ -22,9 +22,9 @@ async fn a_subscription_comes_back_as_it_was_stored() {
 #[tokio::test]
 async fn an_older_signature_never_overwrites_a_newer_one() {
     let (store, _folder) = empty_store().await;
-    store.put(&subscription(1, NOW)).await.unwrap();
-    assert_eq!(store.put(&subscription(1, NOW - 1)).await, Ok(Put::KeptNewer));
-    assert_eq!(store.put(&subscription(1, NOW + 1)).await, Ok(Put::Renewed));
+    store.put(&subscription(1, NOW), NOW).await.unwrap();
+    assert_eq!(store.put(&subscription(1, NOW - 1), NOW).await, Ok(Put::KeptNewer));
+    assert_eq!(store.put(&subscription(1, NOW + 1), NOW).await, Ok(Put::Renewed));
     let found = store.load(vec![device(1)]).await.unwrap();
     assert_eq!(rows(&found), rows(&[subscription(1, NOW + 1)]));
 }
@@ -32,13 +32,13 @@ async fn an_older_signature_never_overwrites_a_newer_one() {
 #[tokio::test]
 async fn of_two_with_the_same_time_the_later_request_wins() {
     let (store, _folder) = empty_store().await;
-    store.put(&subscription(1, NOW)).await.unwrap();
-    assert_eq!(store.put(&subscription(1, NOW)).await, Ok(Put::Unchanged));
+    store.put(&subscription(1, NOW), NOW).await.unwrap();
+    assert_eq!(store.put(&subscription(1, NOW), NOW).await, Ok(Put::Unchanged));
     let other = || Subscription {
         want_data: false,
         ..subscription(1, NOW)
     };
-    assert_eq!(store.put(&other()).await, Ok(Put::Renewed));
+    assert_eq!(store.put(&other(), NOW).await, Ok(Put::Renewed));
     assert_eq!(rows(&store.load(vec![device(1)]).await.unwrap()), rows(&[other()]));
 }
 
@@ -49,11 +49,11 @@ async fn changes_of_one_device_take_effect_in_their_order_within_a_group() {
     // Polled in this order before the writing task runs, so they share a group.
     let answers = tokio::join!(
         biased;
-        store.put(&subscription(1, NOW)),
-        store.put(&subscription(1, NOW - 5)),
+        store.put(&subscription(1, NOW), NOW),
+        store.put(&subscription(1, NOW - 5), NOW),
         store.remove(&one),
-        store.put(&subscription(1, NOW - 5)),
-        store.put(&subscription(2, NOW)),
+        store.put(&subscription(1, NOW - 5), NOW),
+        store.put(&subscription(2, NOW), NOW),
     );
     assert_eq!(
         answers,
@@ -62,7 +62,7 @@ async fn changes_of_one_device_take_effect_in_their_order_within_a_group() {
     let found = store.load(vec![device(1), device(2)]).await.unwrap();
     assert_eq!(rows(&found), rows(&[subscription(1, NOW - 5), subscription(2, NOW)]));
     // Removal and renewal of stored rows in one group take the script with both.
-    let answers = tokio::join!(biased; store.remove(&one), store.put(&subscription(2, NOW + 1)));
+    let answers = tokio::join!(biased; store.remove(&one), store.put(&subscription(2, NOW + 1), NOW));
     assert_eq!(answers, (Ok(true), Ok(Put::Renewed)));
     assert_eq!(rows(&all(&store).await), rows(&[subscription(2, NOW + 1)]));
 }
@@ -70,7 +70,7 @@ async fn changes_of_one_device_take_effect_in_their_order_within_a_group() {
 #[tokio::test]
 async fn a_dead_token_does_not_remove_a_row_signed_later() {
     let (store, _folder) = empty_store().await;
-    store.put(&subscription(1, NOW)).await.unwrap();
+    store.put(&subscription(1, NOW), NOW).await.unwrap();
     assert_eq!(store.remove_if_older(&device(1), NOW * 1_000).await, Ok(false));
     assert_eq!(store.remove_if_older(&device(1), NOW * 1_000 + 1).await, Ok(true));
     assert_eq!(store.remove_if_older(&device(1), NOW * 1_000 + 1).await, Ok(false));
@@ -80,7 +80,7 @@ async fn a_dead_token_does_not_remove_a_row_signed_later() {
 #[tokio::test]
 async fn an_unsubscription_leaves_what_was_signed_later() {
     let (store, _folder) = empty_store().await;
-    store.put(&subscription(1, NOW)).await.unwrap();
+    store.put(&subscription(1, NOW), NOW).await.unwrap();
     assert_eq!(
         store.unsubscribe(&gone(1, NOW - 1), NOW).await,
         Ok(Unsubscribed::KeptNewer)
@@ -92,29 +92,37 @@ async fn an_unsubscription_leaves_what_was_signed_later() {
     assert_eq!(store.count().await, Ok(0));
     // Off and on again, and the first request takes the longer way: in one group as well.
     let (off, on) = (gone(1, NOW + 1), subscription(1, NOW + 2));
-    let answers = tokio::join!(biased; store.put(&on), store.unsubscribe(&off, NOW));
+    let answers = tokio::join!(biased; store.put(&on, NOW), store.unsubscribe(&off, NOW));
     assert_eq!(answers, (Ok(Put::New), Ok(Unsubscribed::KeptNewer)));
     assert_eq!(rows(&all(&store).await), rows(&[on]));
 }
 
 #[tokio::test]
-async fn a_signature_from_the_future_keeps_no_device_from_who_signs_off_by_a_clock_that_is_right() {
+async fn a_signature_from_the_future_gives_way_to_what_is_signed_by_a_clock_that_is_right() {
     let (store, _folder) = empty_store().await;
     let (fast, kept) = (NOW + 3 * 3_600, Ok(Unsubscribed::KeptNewer));
-    store.put(&subscription(1, fast)).await.unwrap();
+    store.put(&subscription(1, fast), NOW).await.unwrap();
     // An old request again, one of a clock that is still fast, and one that says the same a moment too late or too early.
     for sig_ts in [NOW - 3_600, fast - 1, NOW - 61, NOW + 61] {
         assert_eq!(store.unsubscribe(&gone(1, sig_ts), NOW).await, kept, "{}", sig_ts - NOW);
     }
     for sig_ts in [NOW - 60, NOW, NOW + 60] {
-        store.put(&subscription(1, fast)).await.unwrap();
+        store.put(&subscription(1, fast), NOW).await.unwrap();
         assert_eq!(
             store.unsubscribe(&gone(1, sig_ts), NOW).await,
             Ok(Unsubscribed::Removed)
         );
     }
+    // And what is signed on again.
+    store.put(&subscription(1, fast), NOW).await.unwrap();
+    for sig_ts in [NOW - 3_600, fast - 1, NOW - 61, NOW + 61] {
+        let answer = store.put(&subscription(1, sig_ts), NOW).await;
+        assert_eq!(answer, Ok(Put::KeptNewer), "{}", sig_ts - NOW);
+    }
+    assert_eq!(store.put(&subscription(1, NOW - 60), NOW).await, Ok(Put::Renewed));
+    assert_eq!(rows(&all(&store).await), rows(&[subscription(1, NOW - 60)]));
     // A minute ahead is a clock that is right.
-    store.put(&subscription(1, NOW + 60)).await.unwrap();
+    store.put(&subscription(1, NOW + 60), NOW).await.unwrap();
     assert_eq!(store.unsubscribe(&gone(1, NOW + 59), NOW).await, kept);
     assert_eq!(
         store.unsubscribe(&gone(1, NOW + 59), NOW - 1).await,
@@ -130,23 +138,27 @@ async fn who_bound_a_subscription_once_must_bind_each_after_it() {
         ..subscription(number, sig_ts)
     };
     // Rows of before stay, and whoever never bound anything goes on as ever.
-    assert_eq!(store.put(&subscription(1, NOW)).await, Ok(Put::New));
-    assert_eq!(store.put(&bound(1, NOW)).await, Ok(Put::Unchanged));
+    assert_eq!(store.put(&subscription(1, NOW), NOW).await, Ok(Put::New));
+    assert_eq!(store.put(&bound(1, NOW), NOW).await, Ok(Put::Unchanged));
     let thief = Subscription {
         enc_key: Secret::new([66; 32]),
         ..subscription(1, NOW + 1)
     };
-    assert_eq!(store.put(&thief).await, Ok(Put::BindingRequired));
+    assert_eq!(store.put(&thief, NOW).await, Ok(Put::BindingRequired));
     let mut new_token = subscription(1, NOW + 1);
     new_token.device.token = DeviceToken::new(*b"the thief's own");
-    assert_eq!(store.put(&new_token).await, Ok(Put::BindingRequired));
-    assert_eq!(store.put(&bound(1, NOW + 1)).await, Ok(Put::Renewed));
-    assert_eq!(store.put(&subscription(2, NOW)).await, Ok(Put::New), "another account");
+    assert_eq!(store.put(&new_token, NOW).await, Ok(Put::BindingRequired));
+    assert_eq!(store.put(&bound(1, NOW + 1), NOW).await, Ok(Put::Renewed));
+    assert_eq!(
+        store.put(&subscription(2, NOW), NOW).await,
+        Ok(Put::New),
+        "another account"
+    );
     // Not even without a device, nor after a restart.
     assert_eq!(store.remove(&device(1)).await, Ok(true));
     store.close().await;
     let store = open(folder.path(), KEY, &ring(&[1])).await.unwrap();
-    assert_eq!(store.put(&new_token).await, Ok(Put::BindingRequired));
+    assert_eq!(store.put(&new_token, NOW).await, Ok(Put::BindingRequired));
     // Signed by a delegate it is another signer's.
     let delegated = Subscription {
         subaccount: Some(notifier_core::subscription::Subaccount {
@@ -155,7 +167,7 @@ async fn who_bound_a_subscription_once_must_bind_each_after_it() {
         }),
         ..new_token
     };
-    assert_eq!(store.put(&delegated).await, Ok(Put::New));
+    assert_eq!(store.put(&delegated, NOW).await, Ok(Put::New));
     assert_eq!(store.count().await, Ok(2), "a mark is no subscription");
     assert_eq!(
         keys(&store).await.iter().map(|(_, rows)| rows).sum::<u64>(),
@@ -171,13 +183,16 @@ async fn a_binding_is_needed_as_long_as_a_bound_signature_counts() {
         is_bound: true,
         ..subscription(1, NOW)
     };
-    let both = tokio::join!(biased; store.put(&bound), store.put(&subscription(1, NOW + 1)));
+    let both = tokio::join!(biased; store.put(&bound, NOW), store.put(&subscription(1, NOW + 1), NOW));
     assert_eq!(both, (Ok(Put::New), Ok(Put::BindingRequired)), "in one group");
     let day = 86_400;
     store.remove_expired(NOW + 14 * day).await.unwrap();
-    assert_eq!(store.put(&subscription(1, NOW + 1)).await, Ok(Put::BindingRequired));
+    assert_eq!(
+        store.put(&subscription(1, NOW + 1), NOW).await,
+        Ok(Put::BindingRequired)
+    );
     store.remove_expired(NOW + 15 * day).await.unwrap();
-    assert_eq!(store.put(&subscription(1, NOW + 15 * day)).await, Ok(Put::New));
+    assert_eq!(store.put(&subscription(1, NOW + 15 * day), NOW).await, Ok(Put::New));
 }
 
 #[tokio::test]
@@ -218,8 +233,8 @@ async fn what_was_answered_is_there_after_a_crash() {
 #[tokio::test]
 async fn a_wal_cut_in_the_middle_of_a_commit_keeps_the_commits_before() {
     let (store, folder) = empty_store().await;
-    store.put(&subscription(1, NOW)).await.unwrap();
-    store.put(&subscription(2, NOW)).await.unwrap();
+    store.put(&subscription(1, NOW), NOW).await.unwrap();
+    store.put(&subscription(2, NOW), NOW).await.unwrap();
     let wal = std::fs::read(folder.path().join("subscriptions.db-wal")).unwrap();
     let crashed = TempDir::new().unwrap();
     std::fs::copy(
@@ -235,9 +250,9 @@ async fn a_wal_cut_in_the_middle_of_a_commit_keeps_the_commits_before() {
 #[tokio::test]
 async fn a_closed_store_opens_again_with_everything_and_an_empty_wal() {
     let (store, folder) = empty_store().await;
-    store.put(&subscription(1, NOW)).await.unwrap();
+    store.put(&subscription(1, NOW), NOW).await.unwrap();
     store.close().await;
-    assert_eq!(store.put(&subscription(2, NOW)).await, Err(StoreError::Closed));
+    assert_eq!(store.put(&subscription(2, NOW), NOW).await, Err(StoreError::Closed));
     assert!(!folder.path().join("subscriptions.db-wal").exists());
     let again = open(folder.path(), KEY, &ring(&[1])).await.unwrap();
     assert_eq!(again.count().await, Ok(1));
@@ -255,7 +270,7 @@ async fn a_second_notifier_on_the_same_file_is_refused() {
 #[tokio::test]
 async fn another_lookup_key_is_refused() {
     let (store, folder) = empty_store().await;
-    store.put(&subscription(1, NOW)).await.unwrap();
+    store.put(&subscription(1, NOW), NOW).await.unwrap();
     store.close().await;
     assert_eq!(
         open(folder.path(), [8; 32], &ring(&[1])).await.err(),
@@ -275,9 +290,9 @@ async fn a_damaged_row_hides_no_other_and_gives_way_to_a_renewal() {
             .unwrap();
     }
     let store = started(file, writer, &folder).await;
-    store.put(&subscription(2, NOW)).await.unwrap();
+    store.put(&subscription(2, NOW), NOW).await.unwrap();
     assert_eq!(rows(&all(&store).await), rows(&[subscription(2, NOW)]));
-    assert_eq!(store.put(&subscription(1, NOW)).await, Ok(Put::Renewed));
+    assert_eq!(store.put(&subscription(1, NOW), NOW).await, Ok(Put::Renewed));
     assert_eq!(all(&store).await.len(), 2);
 }
 
@@ -302,7 +317,7 @@ async fn rows_that_changed_places_days_or_keys_are_refused_and_the_others_stay()
         assert_eq!(all(&store).await.len(), 3, "{tampering}");
         // Nothing was deleted, and who renews has a row again.
         for n in 0..5 {
-            store.put(&subscription(n, NOW + 1)).await.unwrap();
+            store.put(&subscription(n, NOW + 1), NOW).await.unwrap();
         }
         assert_eq!(all(&store).await.len(), 5, "{tampering}");
     }
@@ -322,7 +337,7 @@ async fn a_wrong_row_key_is_refused_and_harms_nothing() {
     assert_eq!(all(&store).await.len(), 5);
     // A running store keeps its ring as well.
     assert_eq!(store.use_keys(&ring(&[2])).await, Err(StoreError::ForeignRowKey));
-    assert_eq!(store.put(&subscription(9, NOW)).await, Ok(Put::New));
+    assert_eq!(store.put(&subscription(9, NOW), NOW).await, Ok(Put::New));
     assert_eq!(all(&store).await.len(), 6);
 }
 
@@ -337,7 +352,7 @@ async fn rows_tell_neither_by_look_nor_by_length_nor_by_place_whose_they_are() {
         if n % 2 == 0 {
             subscription.namespaces = NamespaceSet::new((0..60).map(Namespace).collect::<Vec<_>>()).unwrap();
         }
-        store.put(&subscription).await.unwrap();
+        store.put(&subscription, NOW).await.unwrap();
     }
     store.close().await;
     let mut file = look(folder.path()).await;
@@ -372,8 +387,8 @@ async fn a_new_key_takes_over_beside_puts_scans_and_removals() {
     let (before, after) = (ring(&[1]), ring(&[2, 1]));
     let busy = async {
         for n in 0..600 {
-            assert_eq!(store.put(&subscription(n, NOW + 1)).await, Ok(Put::Renewed));
-            assert_eq!(store.put(&subscription(3_000 + n, NOW)).await, Ok(Put::New));
+            assert_eq!(store.put(&subscription(n, NOW + 1), NOW).await, Ok(Put::Renewed));
+            assert_eq!(store.put(&subscription(3_000 + n, NOW), NOW).await, Ok(Put::New));
             assert_eq!(store.remove(&device(2_000 + n)).await, Ok(true));
             assert_eq!(store.load(vec![device(n), device(1_500)]).await.unwrap().len(), 2);
         }
@@ -473,7 +488,10 @@ async fn what_an_earlier_version_left_in_plain_is_sealed_and_gone() {
     let found = store.load(vec![device(17)]).await.unwrap();
     assert_eq!(rows(&found), rows(&[subscription(17, NOW)]));
     // The mark of a signer came along.
-    assert_eq!(store.put(&subscription(3, NOW + 1)).await, Ok(Put::BindingRequired));
+    assert_eq!(
+        store.put(&subscription(3, NOW + 1), NOW).await,
+        Ok(Put::BindingRequired)
+    );
     assert_eq!(keys(&store).await, [(ring(&[1]).ids()[0], 2_501)]);
     assert_eq!(leaks(folder.path(), 17), Vec::<String>::new());
     let mut file = look(folder.path()).await;
@@ -560,7 +578,10 @@ async fn what_is_removed_is_gone_from_file_wal_and_free_pages_when_its_time_is_o
     for n in 0..100 {
         assert_eq!(store.remove(&device(n)).await, Ok(true));
         assert_eq!(store.remove_if_older(&device(100 + n), i64::MAX).await, Ok(true));
-        assert_eq!(store.put(&subscription(200 + n, NOW + 86_400)).await, Ok(Put::Renewed));
+        assert_eq!(
+            store.put(&subscription(200 + n, NOW + 86_400), NOW).await,
+            Ok(Put::Renewed)
+        );
     }
     let last_day = subscription(0, NOW).expires_at() / 86_400;
     assert_eq!(store.remove_expired((last_day + 1) * 86_400).await, Ok(100));
@@ -590,7 +611,7 @@ async fn a_full_disk_is_named_and_the_store_recovers_when_there_is_space() {
     let store = started(file, writer, &_folder).await;
     let mut stored = 0;
     let error = loop {
-        match store.put(&subscription(stored, NOW)).await {
+        match store.put(&subscription(stored, NOW), NOW).await {
             Ok(_) => stored += 1,
             Err(error) => break error,
         }
@@ -602,7 +623,7 @@ async fn a_full_disk_is_named_and_the_store_recovers_when_there_is_space() {
     for n in 0..stored {
         assert_eq!(store.remove(&device(n)).await, Ok(true));
     }
-    assert_eq!(store.put(&subscription(stored, NOW)).await, Ok(Put::New));
+    assert_eq!(store.put(&subscription(stored, NOW), NOW).await, Ok(Put::New));
 }
 
 #[tokio::test]
@@ -758,7 +779,7 @@ fn leaks(folder: &Path, n: u32) -> Vec<String> {
 }
 
 async fn put_many(store: &SqliteStore, subscriptions: impl Iterator<Item = Subscription>) {
-    let puts = futures_util::stream::iter(subscriptions.map(|subscription| store.put(&subscription)));
+    let puts = futures_util::stream::iter(subscriptions.map(|subscription| store.put(&subscription, NOW)));
     futures_util::StreamExt::for_each_concurrent(puts, 50, async |put| assert_eq!(put.await, Ok(Put::New))).await;
 }
 
