@@ -10,7 +10,7 @@ mod namespaces;
 
 pub use dedupe::{Dedupe, DedupeCounters, DedupeSettings, Mark, MarkState};
 
-use crate::account::{AccountId, DeviceToken, Namespace, Service};
+use crate::account::{AccountId, DeviceToken, NamespaceSet, Service};
 use crate::event::MessageEvent;
 use crate::seeded::Seed;
 use crate::subscription::{DeviceId, SIGNATURE_LIFETIME_SECONDS, Subscription};
@@ -145,9 +145,15 @@ impl Index {
     /// The devices that asked for this message's namespace.
     pub fn fan_out(&self, event: &MessageEvent) -> impl Iterator<Item = DeviceView<'_>> {
         let namespace = event.namespace;
-        self.chain(self.head_of(&event.account))
-            .filter(move |(_, slot)| self.wants(slot, namespace))
-            .map(|(_, slot)| slot.view())
+        self.subscribed(&event.account)
+            .filter(move |(_, namespaces)| namespaces.contains(namespace))
+            .map(|(device, _)| device)
+    }
+
+    /// An account's devices and what they asked for.
+    pub fn subscribed(&self, account: &AccountId) -> impl Iterator<Item = (DeviceView<'_>, &NamespaceSet)> {
+        self.chain(self.head_of(account))
+            .map(|(_, slot)| (slot.view(), self.namespaces.set(slot.namespaces)))
     }
 
     /// Everything the account's renewals are read from the store by.
@@ -252,10 +258,6 @@ impl Index {
         } else {
             Upserted::Renewed
         }
-    }
-
-    fn wants(&self, slot: &Slot, namespace: Namespace) -> bool {
-        self.namespaces.set(slot.namespaces).contains(namespace)
     }
 
     fn head_of(&self, account: &AccountId) -> Place {
@@ -456,7 +458,7 @@ impl<'a> Iterator for Chain<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::account::{MessageHash, NamespaceSet};
+    use crate::account::{MessageHash, Namespace};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 mod payload;
 mod row;
 
+use payload::text_without_body;
 pub use payload::{Limits, Padding, Payload, payload};
 
 /// Seals one wakeup for one device, or says why the device is better left asleep.
@@ -24,12 +25,12 @@ pub fn seal(
     random: [u8; 48],
 ) -> Result<Sealed, Suppressed> {
     let occasion = Occasion::of(event);
-    if settings.skip_typing && occasion == Occasion::Typing {
-        return Err(Suppressed::Typing);
+    if let Some(reason) = settings.suppresses(occasion, false) {
+        return Err(reason);
     }
     let payload = payload(event, device.want_data, Limits::OF_PROVIDERS);
-    if settings.skip_too_long_config && occasion == Occasion::Config && payload.too_long {
-        return Err(Suppressed::TooLongConfig);
+    if let Some(reason) = settings.suppresses(occasion, payload.too_long) {
+        return Err(reason);
     }
     let [nonce, fallback_nonce] = &two_nonces(&random);
     let close = |text: Vec<u8>, nonce| -> Box<[u8]> {
@@ -135,6 +136,14 @@ impl SealSettings {
         }
     }
 
+    fn suppresses(&self, occasion: Occasion, is_too_long: bool) -> Option<Suppressed> {
+        match occasion {
+            Occasion::Typing if self.skip_typing => Some(Suppressed::Typing),
+            Occasion::Config if self.skip_too_long_config && is_too_long => Some(Suppressed::TooLongConfig),
+            _ => None,
+        }
+    }
+
     fn priority(&self, occasion: Occasion, namespace: Namespace) -> Priority {
         match occasion {
             Occasion::Typing => Priority::Normal,
@@ -180,15 +189,52 @@ pub struct Sealed {
     pub expires_at_ms: i64,
 }
 
-impl Sealed {
-    /// The "too long" form alone, worth as little as any: the device hears that something came, and fetches it.
-    pub fn shortened(self) -> Self {
-        Self {
-            body: self.fallback.unwrap_or(self.body),
+/// All of a message but its text: what the "too long" form tells. The device hears that something came, and fetches it.
+pub struct Notice {
+    event: MessageEvent,
+    /// Of the text, bytes; `None` if there was none.
+    length: Option<usize>,
+}
+
+impl Notice {
+    pub fn of(mut event: MessageEvent) -> Self {
+        let length = event.body.take().map(|body| body.0.len()).filter(|length| *length > 0);
+        Self { event, length }
+    }
+
+    /// Without its text.
+    pub const fn event(&self) -> &MessageEvent {
+        &self.event
+    }
+
+    /// Why a device is not woken for this, if it is not.
+    pub fn suppressed(&self, want_data: bool, settings: &SealSettings) -> Option<Suppressed> {
+        let is_too_long = self
+            .length
+            .is_some_and(|length| want_data && length > Limits::OF_PROVIDERS.body);
+        settings.suppresses(Occasion::of(&self.event), is_too_long)
+    }
+
+    /// As [`seal`] does it, but worth as little as any.
+    pub fn seal(
+        &self,
+        device: DeviceView<'_>,
+        settings: &SealSettings,
+        random: [u8; 24],
+    ) -> Result<Sealed, Suppressed> {
+        if let Some(reason) = self.suppressed(device.want_data, settings) {
+            return Err(reason);
+        }
+        let text = text_without_body(&self.event, self.length.filter(|_| device.want_data));
+        Ok(Sealed {
+            service: device.service,
+            token: device.token.clone(),
+            body: xchacha_seal(device.enc_key, &random, &settings.padding.pad(text)).into_boxed_slice(),
             fallback: None,
             class: Class::TooLong,
-            ..self
-        }
+            priority: settings.priority(Occasion::of(&self.event), self.event.namespace),
+            expires_at_ms: self.event.expiry_ms,
+        })
     }
 }
 
@@ -381,15 +427,29 @@ mod tests {
     }
 
     #[test]
-    fn a_shortened_wakeup_tells_what_one_that_is_too_long_tells() {
-        let short = wake(&event(0, HOUR, Some(100))).unwrap().shortened();
+    fn a_notice_tells_what_a_message_that_is_too_long_tells() {
+        let token = DeviceToken::new(*b"token");
+        let tell = |event: MessageEvent, want_data| {
+            let device = DeviceView {
+                want_data,
+                ..device(&token)
+            };
+            Notice::of(event).seal(device, &SealSettings::default(), [0; 24])
+        };
+        let short = tell(event(0, HOUR, Some(100)), true).unwrap();
         assert_eq!((short.class, short.priority), (Class::TooLong, Priority::High));
-        assert!(contains(&open(&short.body), b"1:Bi1e1:li100e1:n") && short.fallback.is_none());
-        // A call as well, and what has no other form.
-        for body in [Some(5), None] {
-            let call = wake(&event(0, 200_000, body)).unwrap().shortened();
+        let whole = wake(&event(0, HOUR, Some(100))).unwrap();
+        assert_eq!(open(&short.body), open(&whole.fallback.unwrap()));
+        assert!(short.fallback.is_none());
+        // A call as well, what has no text, and what a device wants no text of.
+        for (body, want_data) in [(Some(5), true), (None, true), (Some(5), false)] {
+            let call = tell(event(0, 200_000, body), want_data).unwrap();
             assert_eq!((call.class, call.body.len()), (Class::TooLong, 40 + 512));
+            assert_eq!(contains(&open(&call.body), b"1:Bi1e"), body.is_some() && want_data);
         }
+        assert_eq!(tell(event(0, 20_000, Some(5)), true), Err(Suppressed::Typing));
+        assert_eq!(tell(event(3, HOUR, Some(2_501)), true), Err(Suppressed::TooLongConfig));
+        assert!(tell(event(3, HOUR, Some(2_501)), false).is_ok() && tell(event(3, HOUR, Some(2_500)), true).is_ok());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! seal, outbox. The mark is pending until the outbox has committed it.
 
 mod budget;
+mod gathered;
 mod released;
 mod swarms;
 
@@ -16,12 +17,13 @@ use crate::watcher::Incoming;
 use budget::Budgets;
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use gathered::{Gathered, Messages};
 use notifier_core::account::{AccountId, DeviceToken};
 use notifier_core::confirm::{Confirm, ConfirmSettings, Verdict};
 use notifier_core::event::{self, MessageEvent};
-use notifier_core::fanout::{Dedupe, DedupeSettings, Index, MAX_DEVICES, Mark, MarkState, Removed, Upserted};
+use notifier_core::fanout::{self, Dedupe, DedupeSettings, Index, MAX_DEVICES, Mark, MarkState, Removed, Upserted};
 use notifier_core::outbox::Target;
-use notifier_core::seal::{DeviceView, SealSettings, Sealed, seal};
+use notifier_core::seal::{DeviceView, Notice, SealSettings, Sealed, Suppressed, seal};
 use notifier_core::seeded::{RateLimit, Seed};
 use notifier_core::subscription::{DeviceId, Subscription};
 use notifier_core::swarm::{NodeKey, SwarmRing};
@@ -42,8 +44,8 @@ const BATCH: usize = 256;
 /// MB, and 85 MB with all of them at their longest.
 const MOST_UNDER_WAY: usize = 16_384;
 
-/// A turn ends once so many wakeups are made: the message that reaches it makes [`MAX_DEVICES`] more at most, so a commit never has more than
-/// 2,047 of one turn. What is left of the batch is the next turn's.
+/// A turn ends once so many wakeups are made, or messages marked: the message that reaches it makes [`MAX_DEVICES`] wakeups more at most, so a
+/// commit never has more than 2,047 of one turn. What is left of the batch is the next turn's.
 const TURN: usize = 1_024;
 const _: () = assert!(TURN + MAX_DEVICES <= 2_048);
 
@@ -121,6 +123,8 @@ pub struct Relay {
     dead: DeadTokens,
     released: Released,
     budgets: Budgets,
+    /// What waits until its account has a budget again.
+    gathered: Gathered,
     /// By which signatures run out.
     clock: SettledClock,
     /// Devices that were removed while the store is being read. `None` = it has been.
@@ -189,6 +193,7 @@ impl Relay {
             dead: DeadTokens::default(),
             released: Released::default(),
             budgets: Budgets::new(seed),
+            gathered: Gathered::new(seed),
             clock: SettledClock::new(Instant::now(), now_ms / 1000),
             removed_while_loading: Some(HashSet::new()),
             counters: Counters::new(),
@@ -205,7 +210,7 @@ impl Relay {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut incoming_open = true;
-        while incoming_open || !batch.is_empty() || !commits.is_empty() {
+        while incoming_open || !batch.is_empty() || !commits.is_empty() || !self.gathered.is_empty() {
             let has_room = under_way < MOST_UNDER_WAY;
             tokio::select! {
                 biased;
@@ -227,9 +232,12 @@ impl Relay {
                 count = ends.incoming.recv_many(&mut taken, BATCH), if incoming_open && batch.is_empty() && has_room => {
                     incoming_open = count > 0;
                     batch.extend(taken.drain(..));
+                    if !incoming_open {
+                        self.gathered.ripen(|_| true);
+                    }
                 }
-                () = std::future::ready(()), if !batch.is_empty() && has_room => {
-                    let (wakeups, marks) = self.turn_into_wakeups(&mut batch);
+                () = std::future::ready(()), if (!batch.is_empty() || self.gathered.has_due()) && has_room => {
+                    let Turn { wakeups, marks } = self.turn_into_wakeups(&mut batch);
                     if wakeups.is_empty() {
                         continue;
                     }
@@ -251,12 +259,17 @@ impl Relay {
         }
     }
 
-    /// Takes from the batch until it is empty or the wakeups are as many as one turn makes.
-    fn turn_into_wakeups(&mut self, batch: &mut VecDeque<Incoming>) -> (Vec<Sealed>, Vec<Mark>) {
+    /// Takes what gathered and may go, and from the batch, until nothing is left or the wakeups are as many as one turn makes.
+    fn turn_into_wakeups(&mut self, batch: &mut VecDeque<Incoming>) -> Turn {
         let (now, now_ms) = (Instant::now(), unix_ms());
         self.swarms.refresh(now);
-        let (mut wakeups, mut marks) = (Vec::new(), Vec::new());
-        while wakeups.len() < TURN
+        let mut turn = Turn::default();
+        while turn.has_room()
+            && let Some((account, messages)) = self.gathered.take_due()
+        {
+            self.wake_once(account, messages, now, now_ms, &mut turn);
+        }
+        while turn.has_room()
             && let Some(incoming) = batch.pop_front()
         {
             self.counters.notifications.increment(1);
@@ -286,23 +299,15 @@ impl Relay {
                 .confirm
                 .handle(incoming.node, foreign, event, incoming.second_link_up, now)
             {
-                Verdict::Release(event) => self.wake(&event, mark, now, now_ms, &mut wakeups, &mut marks),
+                Verdict::Release(event) => self.wake(event, mark, now, now_ms, &mut turn),
                 Verdict::Held => self.counters.held.increment(1),
                 Verdict::Refused(refusal) => refuse(refusal.label()),
             }
         }
-        (wakeups, marks)
+        turn
     }
 
-    fn wake(
-        &mut self,
-        event: &MessageEvent,
-        mark: Mark,
-        now: Instant,
-        now_ms: i64,
-        wakeups: &mut Vec<Sealed>,
-        marks: &mut Vec<Mark>,
-    ) {
+    fn wake(&mut self, event: MessageEvent, mark: Mark, now: Instant, now_ms: i64, turn: &mut Turn) {
         // What a message's time says is not proven by its hash, so an expired copy is not the message: another may be true.
         if event.expiry_ms <= now_ms {
             metrics::counter!("fanout_expired_total").increment(1);
@@ -311,38 +316,86 @@ impl Relay {
         if !self.dedupe.begin(mark, now_ms) {
             return;
         }
-        let before = wakeups.len();
-        // Beyond its budget an account's devices hear that something came: of such wakeups one waits for each device at most, behind all others.
-        let is_spent = self.budgets.is_spent(&event.account, now);
-        for device in self.index.fan_out(event) {
-            let token = DeviceToken::new(device.token);
-            let view = DeviceView {
-                service: device.service,
-                token: &token,
-                enc_key: device.enc_key,
-                want_data: device.want_data,
-            };
-            match seal(event, view, &self.settings.seal, self.random.take()) {
-                Ok(sealed) if is_spent => wakeups.push(sealed.shortened()),
-                Ok(sealed) => wakeups.push(sealed),
-                Err(suppressed) => {
-                    metrics::counter!("seal_suppressed_total", "reason" => suppressed.label()).increment(1)
-                }
-            }
+        if self.budgets.is_spent(&event.account, now) || self.gathered.holds(&event.account) {
+            self.gather(event, mark, now, now_ms, turn);
+            return;
         }
-        let made = u32::try_from(wakeups.len().saturating_sub(before)).unwrap_or(u32::MAX);
+        let before = turn.wakeups.len();
+        for device in self.index.fan_out(&event) {
+            let token = DeviceToken::new(device.token);
+            let sealed = seal(
+                &event,
+                sealing_view(&device, &token),
+                &self.settings.seal,
+                self.random.take(),
+            );
+            turn.wakeups.extend(sealed.inspect_err(count_suppressed));
+        }
+        let made = turn.wakeups.len().saturating_sub(before);
         if made == 0 {
-            // Nobody was woken by this copy. Namespace and times are its node's word, so another node's may be worth a wakeup.
+            self.was_unwanted(&[mark]);
+            return;
+        }
+        self.counters.messages.increment(1);
+        turn.marks.push(mark);
+        self.spend(event.account, made, now);
+    }
+
+    /// Beyond its budget an account's messages wait until it has one again. Then its devices hear, once for all of them, that something came.
+    fn gather(&mut self, event: MessageEvent, mark: Mark, now: Instant, now_ms: i64, turn: &mut Turn) {
+        let notice = Notice::of(event);
+        let MessageEvent { account, namespace, .. } = *notice.event();
+        let wakes_somebody = self.index.subscribed(&account).any(|(device, namespaces)| {
+            namespaces.contains(namespace) && notice.suppressed(device.want_data, &self.settings.seal).is_none()
+        });
+        if !wakes_somebody {
+            self.was_unwanted(&[mark]);
+            return;
+        }
+        self.counters.messages.increment(1);
+        self.counters.over_budget.increment(1);
+        if let Some(messages) = self.gathered.add(notice, mark) {
+            self.wake_once(account, messages, now, now_ms, turn);
+        }
+    }
+
+    /// Each device hears of the message that is worth something longest of those that it wants.
+    fn wake_once(&mut self, account: AccountId, messages: Messages, now: Instant, now_ms: i64, turn: &mut Turn) {
+        let before = turn.wakeups.len();
+        for (device, namespaces) in self.index.subscribed(&account) {
+            let token = DeviceToken::new(device.token);
+            let view = sealing_view(&device, &token);
+            let sealed = messages
+                .notices
+                .iter()
+                .filter(|notice| notice.event().expiry_ms > now_ms && namespaces.contains(notice.event().namespace))
+                .find_map(|notice| {
+                    let sealed = notice.seal(view, &self.settings.seal, self.random.take());
+                    sealed.inspect_err(count_suppressed).ok()
+                });
+            turn.wakeups.extend(sealed);
+        }
+        let made = turn.wakeups.len().saturating_sub(before);
+        if made == 0 {
+            self.was_unwanted(&messages.marks);
+            return;
+        }
+        turn.marks.extend(messages.marks);
+        self.spend(account, made, now);
+    }
+
+    /// Nobody was woken by these copies. Namespace and times are their node's word, so another node's may be worth a wakeup.
+    fn was_unwanted(&mut self, marks: &[Mark]) {
+        for mark in marks {
             self.counters.unwanted.increment(1);
-            self.dedupe.abort(&mark);
-        } else {
-            self.counters.messages.increment(1);
-            if is_spent {
-                self.counters.over_budget.increment(1);
-            } else if !self.budgets.spend(event.account, made, now) {
-                self.counters.unbudgeted.increment(1);
-            }
-            marks.push(mark);
+            self.dedupe.abort(mark);
+        }
+    }
+
+    fn spend(&mut self, account: AccountId, wakeups: usize, now: Instant) {
+        let wakeups = u32::try_from(wakeups).unwrap_or(u32::MAX);
+        if !self.budgets.spend(account, wakeups, now) {
+            self.counters.unbudgeted.increment(1);
         }
     }
 
@@ -417,6 +470,7 @@ impl Relay {
     /// Time-driven work, a bounded piece of it.
     fn sweep(&mut self, told: &mpsc::Sender<Told>, now: Instant, now_ms: i64) {
         self.confirm.handle_timeout(now);
+        self.gathered.ripen(|account| !self.budgets.is_spent(account, now));
         self.budgets.sweep(now);
         self.dedupe.expire(now_ms, SWEEP);
         if self.rate_by_node.len() > self.swarms.nodes().saturating_mul(2) {
@@ -458,6 +512,32 @@ impl Relay {
         metrics::counter!("confirm_failed_hashes_total").absolute(confirm.failed_hashes);
         metrics::counter!("fanout_evicted_marks_total").absolute(self.dedupe.counters().evicted);
     }
+}
+
+/// What one turn makes.
+#[derive(Default)]
+struct Turn {
+    wakeups: Vec<Sealed>,
+    marks: Vec<Mark>,
+}
+
+impl Turn {
+    fn has_room(&self) -> bool {
+        self.wakeups.len() < TURN && self.marks.len() < TURN
+    }
+}
+
+fn sealing_view<'a>(device: &fanout::DeviceView<'a>, token: &'a DeviceToken) -> DeviceView<'a> {
+    DeviceView {
+        service: device.service,
+        token,
+        enc_key: device.enc_key,
+        want_data: device.want_data,
+    }
+}
+
+fn count_suppressed(reason: &Suppressed) {
+    metrics::counter!("seal_suppressed_total", "reason" => reason.label()).increment(1);
 }
 
 fn refuse(reason: &'static str) {

@@ -93,7 +93,7 @@ fn text_with_body(event: &MessageEvent, body: &[u8]) -> Vec<u8> {
 }
 
 /// `length`: of the body that is left out, if the device asked for one.
-fn text_without_body(event: &MessageEvent, length: Option<usize>) -> Vec<u8> {
+pub(super) fn text_without_body(event: &MessageEvent, length: Option<usize>) -> Vec<u8> {
     let mut text = Vec::with_capacity(SMALL);
     // Keys ascend: # @ B l n t z.
     text.extend_from_slice(b"ld");

@@ -1,4 +1,4 @@
-//! How many wakeups one account may have before they become lesser ones.
+//! How many wakeups one account may have before its messages gather.
 //!
 //! In: accounts, how many wakeups were made for each, the monotonic clock. Out: whether an account has spent its share. Never: refuses a
 //! wakeup, or holds more accounts than [`MOST`].
@@ -7,6 +7,7 @@
 //! else's messages.
 
 use notifier_core::account::AccountId;
+use notifier_core::fanout::MAX_DEVICES;
 use notifier_core::seeded::Seed;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -30,14 +31,16 @@ impl Budgets {
             .is_some_and(|full_at| full_at.saturating_duration_since(now) >= EACH * BURST)
     }
 
-    /// The last message before a budget is spent may take as much as it needs. False if the account has no place: then nothing is noted.
+    /// The last message before a budget is spent may take as much as it needs: 4 s at most until there is one again. False if the account has
+    /// no place: then nothing is noted.
     pub fn spend(&mut self, account: AccountId, wakeups: u32, now: Instant) -> bool {
         let has_room = self.full_at_by_account.len() < MOST;
         if !has_room && !self.full_at_by_account.contains_key(&account) {
             return false;
         }
         let full_at = self.full_at_by_account.entry(account).or_insert(now);
-        *full_at = (*full_at).max(now) + EACH.saturating_mul(wakeups);
+        let latest = now + EACH * (BURST + MAX_DEVICES as u32);
+        *full_at = ((*full_at).max(now) + EACH.saturating_mul(wakeups)).min(latest);
         true
     }
 
@@ -89,6 +92,13 @@ mod tests {
         budgets.spend(ACCOUNT, 1_024, now);
         assert!(budgets.is_spent(&ACCOUNT, now + Duration::from_secs(3)));
         assert!(!budgets.is_spent(&ACCOUNT, now + Duration::from_secs(4)));
+        for _ in 0..100 {
+            budgets.spend(ACCOUNT, 1_024, now);
+        }
+        assert!(
+            !budgets.is_spent(&ACCOUNT, now + Duration::from_secs(5)),
+            "nobody waits longer"
+        );
     }
 
     #[test]

@@ -185,18 +185,18 @@ fn a_copy_that_wakes_nobody_does_not_silence_a_true_one() {
         event(0, now_ms - 1, b'a'),
         event(0, now_ms + 20_000, b'a'),
     ];
-    let (mut wakeups, mut marks) = (Vec::new(), Vec::new());
+    let mut turn = Turn::default();
     for lie in lies {
         let mark = Mark::new(&relay.mark_key, &lie);
-        relay.wake(&lie, mark, Instant::now(), now_ms, &mut wakeups, &mut marks);
-        assert!(wakeups.is_empty() && marks.is_empty());
+        relay.wake(lie, mark, Instant::now(), now_ms, &mut turn);
+        assert!(turn.wakeups.is_empty() && turn.marks.is_empty());
     }
-    let truth = event(0, now_ms + hour, b'a');
-    let mark = Mark::new(&relay.mark_key, &truth);
     for _ in 0..2 {
-        relay.wake(&truth, mark, Instant::now(), now_ms, &mut wakeups, &mut marks);
+        let truth = event(0, now_ms + hour, b'a');
+        let mark = Mark::new(&relay.mark_key, &truth);
+        relay.wake(truth, mark, Instant::now(), now_ms, &mut turn);
     }
-    assert_eq!((wakeups.len(), marks.len()), (1, 1));
+    assert_eq!((turn.wakeups.len(), turn.marks.len()), (1, 1));
 }
 
 #[test]
@@ -218,7 +218,7 @@ fn a_turn_makes_few_wakeups_however_many_devices_an_account_has() {
     let mut relay = crowded();
     let mut batch: VecDeque<Incoming> = (0..5).map(message).collect();
     let turns: Vec<(usize, usize)> = std::iter::from_fn(|| {
-        let (wakeups, marks) = relay.turn_into_wakeups(&mut batch);
+        let Turn { wakeups, marks } = relay.turn_into_wakeups(&mut batch);
         (!wakeups.is_empty()).then_some((wakeups.len(), marks.len()))
     })
     .collect();
@@ -253,7 +253,8 @@ async fn what_one_turn_leaves_of_a_batch_goes_out_with_the_next_ones() {
         outbox: outbox.handle.clone(),
         told,
     };
-    for number in 0..5 {
+    // The account's budget ends with the eighth; what gathers then goes out at the end.
+    for number in 0..12 {
         notifications.try_send(message(number)).unwrap();
     }
     drop(notifications);
@@ -262,7 +263,7 @@ async fn what_one_turn_leaves_of_a_batch_goes_out_with_the_next_ones() {
     let mut seen = 0;
     let mut file = OutboxFile::open(&settings, &keys).await.unwrap();
     file.load_marks(0, |_| seen += 1).await.unwrap();
-    assert_eq!(seen, 5);
+    assert_eq!(seen, 12);
 }
 
 /// A relay with an account that has as many devices as one may have.
@@ -308,28 +309,131 @@ fn message(number: u8) -> Incoming {
     Incoming::alone(NODE, SWARM, body.into())
 }
 
+/// A call, with what it says.
+fn call(namespace: i16, number: u8, now_ms: i64) -> MessageEvent {
+    MessageEvent {
+        body: Some(Body(Bytes::from_static(b"it rings"))),
+        ..event(namespace, now_ms + 200_000, number)
+    }
+}
+
+fn woken(relay: &mut Relay, event: MessageEvent, now: Instant, now_ms: i64) -> Turn {
+    let mut turn = Turn::default();
+    let mark = Mark::new(&relay.mark_key, &event);
+    relay.wake(event, mark, now, now_ms, &mut turn);
+    turn
+}
+
+/// What comes out of one turn that takes nothing in.
+fn gathered(relay: &mut Relay, now: Instant) -> Turn {
+    relay.sweep(&mpsc::channel(1).0, now, unix_ms());
+    relay.turn_into_wakeups(&mut VecDeque::new())
+}
+
 #[test]
-fn beyond_its_budget_an_account_has_wakeups_without_bodies_behind_all_others() {
+fn beyond_its_budget_an_account_hears_once_of_all_that_gathered() {
     let mut relay = crowded();
     let (now, now_ms) = (Instant::now(), unix_ms());
-    // A call, with what it says.
-    let call = |number: u8| MessageEvent {
-        body: Some(Body(Bytes::from_static(b"it rings"))),
-        ..event(0, now_ms + 200_000, number)
-    };
-    let mut wake = |number: u8, now: Instant| {
-        let (mut wakeups, mut marks) = (Vec::new(), Vec::new());
-        let event = call(number);
-        let mark = Mark::new(&relay.mark_key, &event);
-        relay.wake(&event, mark, now, now_ms, &mut wakeups, &mut marks);
-        assert_eq!((wakeups.len(), marks.len()), (MAX_DEVICES, 1), "none is refused");
-        let class = wakeups[0].class;
-        let has_body = wakeups[0].fallback.is_some();
-        assert!(wakeups.iter().all(|each| each.class == class));
-        (class, has_body)
-    };
-    let classes: Vec<_> = (b'a'..=b'j').map(|number| wake(number, now)).collect();
-    assert_eq!(classes[..8], [(Class::Call, true); 8]);
-    assert_eq!(classes[8..], [(Class::TooLong, false); 2]);
-    assert_eq!(wake(b'k', now + Duration::from_secs(4)), (Class::Call, true));
+    for number in b'a'..=b'h' {
+        let turn = woken(&mut relay, call(0, number, now_ms), now, now_ms);
+        assert_eq!((turn.wakeups.len(), turn.marks.len()), (MAX_DEVICES, 1));
+        assert!(
+            turn.wakeups
+                .iter()
+                .all(|each| each.class == Class::Call && each.fallback.is_some())
+        );
+    }
+    for number in b'i'..=b'z' {
+        let turn = woken(&mut relay, call(0, number, now_ms), now, now_ms);
+        assert!(turn.wakeups.is_empty() && turn.marks.is_empty());
+    }
+    let mark = Mark::new(&relay.mark_key, &call(0, b'i', now_ms));
+    assert_eq!(
+        relay.dedupe.check(&mark, now_ms),
+        MarkState::Pending,
+        "a copy of what waits is a copy"
+    );
+    assert!(gathered(&mut relay, now).wakeups.is_empty());
+
+    let rested = now + Duration::from_millis(100);
+    let turn = gathered(&mut relay, rested);
+    assert_eq!((turn.wakeups.len(), turn.marks.len()), (MAX_DEVICES, 18));
+    assert!(
+        turn.wakeups
+            .iter()
+            .all(|each| each.class == Class::TooLong && each.fallback.is_none())
+    );
+    // That was the budget of four seconds.
+    assert!(
+        woken(&mut relay, call(0, b'A', now_ms), rested, now_ms)
+            .wakeups
+            .is_empty()
+    );
+    assert!(gathered(&mut relay, rested + Duration::from_secs(3)).wakeups.is_empty());
+    // What comes once there is a budget again waits for those that came before it.
+    let rested = rested + Duration::from_secs(4);
+    assert!(
+        woken(&mut relay, call(0, b'B', now_ms), rested, now_ms)
+            .wakeups
+            .is_empty()
+    );
+    assert_eq!(gathered(&mut relay, rested).marks.len(), 2);
+    let rested = rested + Duration::from_secs(4);
+    let turn = woken(&mut relay, call(0, b'C', now_ms), rested, now_ms);
+    assert!(turn.wakeups.len() == MAX_DEVICES && turn.wakeups.iter().all(|each| each.class == Class::Call));
+}
+
+#[test]
+fn what_gathered_reaches_each_device_that_wants_some_of_it() {
+    let mut relay = crowded();
+    let mut other = subscription();
+    other.device.token = DeviceToken::new(0_usize.to_be_bytes());
+    other.namespaces = NamespaceSet::new(vec![Namespace(5)]).unwrap();
+    assert!(matches!(relay.index.upsert(&other), Upserted::Changed { .. }));
+    let (now, now_ms) = (Instant::now(), unix_ms());
+    for number in b'a'..=b'j' {
+        woken(&mut relay, call(0, number, now_ms), now, now_ms);
+    }
+    let mut gather = |event| woken(&mut relay, event, now, now_ms).wakeups.len();
+    assert_eq!(gather(call(5, b'k', now_ms)), 0);
+    assert_eq!(gather(event(0, now_ms + 20_000, b'l')), 0, "somebody types");
+    assert_eq!(gather(call(7, b'm', now_ms)), 0, "nobody asked for these");
+    let turn = gathered(&mut relay, now + Duration::from_secs(4));
+    assert_eq!((turn.wakeups.len(), turn.marks.len()), (MAX_DEVICES, 2));
+    let tokens: HashSet<_> = turn.wakeups.iter().map(|wakeup| &wakeup.token).collect();
+    assert_eq!(tokens.len(), MAX_DEVICES);
+}
+
+#[test]
+fn an_account_whose_messages_are_many_is_woken_before_its_budget_is_back() {
+    let mut relay = crowded();
+    let (now, now_ms) = (Instant::now(), unix_ms());
+    let made: Vec<_> = (0..8 + 2 * 256)
+        .map(|number: u16| {
+            let mut event = call(0, 0, now_ms);
+            event.hash = MessageHash::from_slice(format!("{number:043}").as_bytes()).unwrap();
+            woken(&mut relay, event, now, now_ms)
+        })
+        .filter(|turn| !turn.wakeups.is_empty())
+        .map(|turn| (turn.wakeups.len(), turn.marks.len()))
+        .collect();
+    assert_eq!(made[..8], [(MAX_DEVICES, 1); 8]);
+    assert_eq!(made[8..], [(MAX_DEVICES, 256); 2]);
+    assert!(relay.gathered.is_empty());
+}
+
+#[test]
+fn what_gathered_for_devices_that_are_gone_silences_nobody() {
+    let mut relay = crowded();
+    let (now, now_ms) = (Instant::now(), unix_ms());
+    for number in b'a'..=b'i' {
+        woken(&mut relay, call(0, number, now_ms), now, now_ms);
+    }
+    for device in relay.index.devices(&ACCOUNT).collect::<Vec<_>>() {
+        relay.index.remove(&device);
+    }
+    let turn = gathered(&mut relay, now + Duration::from_secs(4));
+    assert!(turn.wakeups.is_empty() && turn.marks.is_empty() && relay.gathered.is_empty());
+    let mark = Mark::new(&relay.mark_key, &call(0, b'i', now_ms));
+    assert_eq!(relay.dedupe.check(&mark, now_ms), MarkState::New);
 }
