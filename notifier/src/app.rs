@@ -459,7 +459,6 @@ async fn become_ready(
     let mut told = false;
     loop {
         let now = *coverage.borrow_and_update();
-        metrics::gauge!("watch_covered_accounts").set(now.covered as f64);
         let all = now.swarms > 0 && now.covered >= now.accounts - now.accounts / 100;
         if now.links_up == 0 {
             watch_ready.clear();

@@ -221,7 +221,7 @@ async fn a_node_that_answers_nonsense_or_nothing_is_asked_again() {
             lab.fleet.clear_faults(node);
         }
     }
-    until_figure(&lab, "watch_covered_accounts", "", |covered| covered == count as f64).await;
+    until_figure(&lab, "watch_accounts_covered", "", |covered| covered == count as f64).await;
     assert_eq!(lab.notifier().process_id(), process);
 }
 
