@@ -1,7 +1,7 @@
-# make run · make test · make bench · make fuzz · make soak: each installs what it needs and does the whole job.
+# make run · make relay · make test · make bench · make fuzz · make soak: each installs what it needs and does the whole job.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run relay test bench fuzz soak setup
+.PHONY: help run relay test bench fuzz soak setup setup-build
 
 help:
 	@echo "make run    build everything, start both servers and a lab around them, watch a phone wake and a call pass (Ctrl-C ends)"
@@ -14,12 +14,16 @@ help:
 setup:
 	@.ci/setup
 
-run: setup
+# Without the foreign clients and servers that tests speak to.
+setup-build:
+	@.ci/setup build
+
+run: setup-build
 	cargo build --release --bin quietline-notifier --bin quietline-turn --bin quietline-lab
 	target/release/quietline-lab run
 
 RELAY = target/release/quietline-turn
-relay: setup
+relay: setup-build
 	cargo build --release --bin quietline-turn
 	@$(RELAY) setup --folder run/relay
 	@$(RELAY) check --settings run/relay/turn.toml || echo "(the relay is started all the same)"
