@@ -10,15 +10,25 @@ use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
 /// Connections kept for reuse; more may be open at once.
 const KEPT: usize = 64;
+/// A connection that lay idle for longer is not used again: its server may be closing it at this moment (the operators' port does after 5 s),
+/// and then the request on it is lost.
+const FRESH: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
 pub struct HttpClient {
     address: SocketAddr,
-    idle: Arc<Mutex<Vec<SendRequest<Full<Bytes>>>>>,
+    idle: Arc<Mutex<Vec<Idle>>>,
+}
+
+/// A connection, and since when it lies idle.
+struct Idle {
+    since: Instant,
+    connection: SendRequest<Full<Bytes>>,
 }
 
 #[derive(Clone, Debug)]
@@ -92,14 +102,17 @@ impl HttpClient {
 
     fn kept(&self) -> Option<SendRequest<Full<Bytes>>> {
         let mut idle = self.idle.lock().expect("nobody panics while holding it");
-        idle.retain(|connection| !connection.is_closed());
-        idle.pop()
+        idle.retain(|kept| !kept.connection.is_closed() && kept.since.elapsed() < FRESH);
+        idle.pop().map(|kept| kept.connection)
     }
 
     fn keep(&self, connection: SendRequest<Full<Bytes>>) {
         let mut idle = self.idle.lock().expect("nobody panics while holding it");
         if idle.len() < KEPT && !connection.is_closed() {
-            idle.push(connection);
+            idle.push(Idle {
+                since: Instant::now(),
+                connection,
+            });
         }
     }
 }

@@ -61,6 +61,8 @@ pub struct LabSettings {
     pub omissions: Vec<String>,
     /// Longest time a start may take.
     pub ready_within: Duration,
+    /// Threads for the notifier's tasks; `None` is one for each core of the machine.
+    pub workers: Option<usize>,
 }
 
 impl LabSettings {
@@ -79,6 +81,7 @@ impl LabSettings {
             overrides: Vec::new(),
             omissions: Vec::new(),
             ready_within: Duration::from_secs(30),
+            workers: None,
         }
     }
 
@@ -260,7 +263,8 @@ impl Lab {
     pub async fn start_notifier(&mut self) -> Result<(), LabError> {
         let binary = Notifier::find_binary(self.settings.binary.as_deref())?;
         let log = self.settings.folder.join("notifier.log");
-        let notifier = Notifier::spawn(&binary, &self.settings_file(), &log, self.ops_address)?;
+        let (workers, settings) = (self.settings.workers, self.settings_file());
+        let notifier = Notifier::spawn_with_workers(workers, &binary, &settings, &log, self.ops_address)?;
         let notifier = self.notifier.insert(notifier);
         Ok(notifier.wait_ready(self.settings.ready_within).await?)
     }

@@ -392,13 +392,13 @@ async fn close(world: World, stop: &mut Stop) -> Result<bool, RunError> {
         }
     }
     let lost = ledger.on_the_way();
-    let (relayed, unheard) = (call.arrived(), call.lost());
     // With its last call a relay that was asked to end has nothing left to wait for.
-    let relay_ended_well = tokio::task::block_in_place(|| {
-        call.end();
+    let ((relayed, unheard), relay_ended_well) = tokio::task::block_in_place(|| {
+        let counts = call.end();
         relay.ask_to_end();
-        relay.wait(PATIENCE)
-    })?;
+        (counts, relay.wait(PATIENCE))
+    });
+    let relay_ended_well = relay_ended_well?;
     let relay_ended_well = relay_ended_well.is_none_or(|status| status.success());
     let status = lab.stop_notifier(Duration::from_secs(60)).await?;
     let ended_well = status.is_none_or(|status| status.success());

@@ -37,6 +37,7 @@ pub struct Notifier {
     settings_file: PathBuf,
     log_file: PathBuf,
     ops: HttpClient,
+    workers: Option<usize>,
     child: Option<Child>,
 }
 
@@ -59,6 +60,17 @@ impl Notifier {
     /// Starts `BINARY run --settings FILE`; its output is appended to `log_file`. What it wrote to a temporary file or to where it
     /// stands would be found in the folder `tmp` beside the log.
     pub fn spawn(binary: &Path, settings_file: &Path, log_file: &Path, ops: SocketAddr) -> Result<Self, NotifierError> {
+        Self::spawn_with_workers(None, binary, settings_file, log_file, ops)
+    }
+
+    /// As [`Self::spawn`], with so many threads for its tasks; `None` is one for each core of the machine.
+    pub fn spawn_with_workers(
+        workers: Option<usize>,
+        binary: &Path,
+        settings_file: &Path,
+        log_file: &Path,
+        ops: SocketAddr,
+    ) -> Result<Self, NotifierError> {
         std::fs::create_dir_all(log_file.with_file_name("tmp"))?;
         let mut notifier = Self {
             // It stands elsewhere, so no path may be relative to where we stand.
@@ -66,6 +78,7 @@ impl Notifier {
             settings_file: settings_file.canonicalize()?,
             log_file: std::path::absolute(log_file)?,
             ops: HttpClient::new(ops),
+            workers,
             child: None,
         };
         notifier.start()?;
@@ -78,7 +91,11 @@ impl Notifier {
             .append(true)
             .open(&self.log_file)?;
         let scratch = self.log_file.with_file_name("tmp");
-        let child = Command::new(&self.binary)
+        let mut command = Command::new(&self.binary);
+        if let Some(workers) = self.workers {
+            command.env("TOKIO_WORKER_THREADS", workers.to_string());
+        }
+        let child = command
             .current_dir(&scratch)
             .env("TMPDIR", &scratch)
             .arg("run")

@@ -1,8 +1,11 @@
 //! The few things the lab asks of the operating system that the standard library does not offer.
 //!
-//! In: a number of files, a process id, a network. Out: limits raised, signals sent, threads moved, interfaces without a card. Never: touches
-//! a process the lab did not start.
-#![expect(unsafe_code, reason = "setrlimit, kill, unshare, setns, ioctl and ppoll are C calls")]
+//! In: a number of files, a process id, a network, a socket. Out: limits raised, signals sent, threads moved, interfaces without a card.
+//! Never: touches a process the lab did not start.
+#![expect(
+    unsafe_code,
+    reason = "setrlimit, kill, unshare, setns, setsockopt, ioctl and ppoll are C calls"
+)]
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -72,6 +75,24 @@ pub fn new_network() -> io::Result<File> {
 pub fn enter_network(network: &File) -> io::Result<()> {
     // SAFETY: setns has no memory effects; the file is open.
     match unsafe { libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Room for so many bytes of packets that wait to be read, whatever `net.core.rmem_max` allows others.
+pub fn force_receive_buffer(socket: &impl AsRawFd, bytes: i32) -> io::Result<()> {
+    // SAFETY: the socket is open, and the call reads the one number it is given.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUFFORCE,
+            (&raw const bytes).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        )
+    };
+    match set {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

@@ -3,7 +3,7 @@
 //! In: a running `Lab`. Out: phones that are watched, messages that arrived, answers. Never: waits without an end; what does not
 //! come within [`PATIENCE`] fails the test.
 
-use crate::lab::{Lab, Sent};
+use crate::lab::{Lab, LabError, Sent};
 use crate::onion::Cipher;
 use crate::phone::{Phone, PhoneBody, PhoneMessage, PushService, send_direct, send_onion};
 use crate::provider::Delivery;
@@ -128,11 +128,14 @@ pub async fn is_stored(lab: &Lab, phone: &Phone) -> bool {
 /// # Panics
 /// If the notifier does not tell its figures.
 pub async fn figure(lab: &Lab, name: &str, label: &str) -> f64 {
-    let metrics = lab.metrics().await.expect("the notifier tells its figures");
-    metrics.sum_where(name, label).unwrap_or(0.0)
+    told(lab, name, label).await.expect("the notifier tells its figures")
 }
 
-/// Waits until the figure is `wanted`.
+async fn told(lab: &Lab, name: &str, label: &str) -> Result<f64, LabError> {
+    Ok(lab.metrics().await?.sum_where(name, label).unwrap_or(0.0))
+}
+
+/// Waits until the figure is `wanted`. A notifier that does not tell it yet may still be starting.
 ///
 /// # Panics
 /// If it never is.
@@ -148,17 +151,17 @@ pub async fn until_figure_within(
     label: &str,
     wanted: impl Fn(f64) -> bool,
 ) -> f64 {
-    let mut last = f64::NAN;
+    let mut last = None;
     let search = async {
         loop {
-            last = figure(lab, name, label).await;
-            if wanted(last) {
-                return;
+            let told = told(lab, name, label).await;
+            match told {
+                Ok(figure) if wanted(figure) => return figure,
+                _ => last = Some(told),
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     };
     let found = tokio::time::timeout(patience, search).await;
-    assert!(found.is_ok(), "{name}{{{label}}} stays at {last}");
-    last
+    found.unwrap_or_else(|_| panic!("{name}{{{label}}} stays at {last:?}"))
 }

@@ -4,7 +4,8 @@
 //! `KILLS` says how many (10), `SEED` repeats the choices of an earlier run.
 //!
 //! The rules speak of milliseconds, and a machine that many share stalls now and then. So a probe beside the notifier sleeps,
-//! writes and syncs, again and again; by as much as that was late in the last second before a kill, the rules wait longer. And a message that still waits in a
+//! writes and syncs, again and again; by as much as that was late in the last second before a kill, the rules wait longer. They also wait for as
+//! long as this disk takes to empty the outbox's log, which every commit may have to wait for. And a message that still waits in a
 //! socket or in a thread of the lab was not the notifier's to keep.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -18,8 +19,10 @@ use quietline_lab::provider::{Answer, Delivery};
 use quietline_notifier::{keyring, outbox};
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Arguments;
-use std::io::Write;
-use std::path::Path;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -70,7 +73,7 @@ async fn kills_lose_nothing_that_was_accepted_and_repeat_only_what_was_in_flight
     let observer = Arc::clone(&books);
     lab.deliveries.observe(move |delivery| observer.note(delivery));
     lab.deliveries.count_only(true);
-    let probe = Probe::start(folder.path());
+    let probe = Probe::start(folder.path(), lab.settings.folder.join("data/outbox.db-wal"));
 
     let mut random = Random(seed);
     let load_random = Random(random.next());
@@ -131,7 +134,7 @@ struct Kill {
     /// From here on the next life can send.
     spawned_at: Instant,
     entries: Vec<Entry>,
-    /// How late the probe was in the last second.
+    /// How late the probe was in the last second, and what emptying the log takes.
     stall: Duration,
 }
 
@@ -172,7 +175,7 @@ async fn kill_again_and_again(
         let at = Instant::now();
         // What an operator would find on the disk, before the next start touches it.
         let entries = read_outbox(&lab.settings.folder, scratch.path()).await;
-        let stall = probe.latest_before(at);
+        let stall = probe.latest_before(at).await;
         let safe_until = books.safe_until(ready_at, at - SAFE_AFTER - stall, taken);
         for script in PushService::ALL.map(|service| lab.script(service)) {
             script.clear();
@@ -553,26 +556,51 @@ impl Verdict {
     }
 }
 
-/// Sleeps, writes and syncs beside the notifier, and remembers how long that took.
+/// Sleeps, writes and syncs beside the notifier, and remembers how long that took; now and then it also does what emptying a log takes.
 struct Probe {
-    beats: Arc<Mutex<VecDeque<(Instant, Duration)>>>,
+    beats: Arc<Mutex<VecDeque<Beat>>>,
     stop: Arc<AtomicBool>,
 }
 
+struct Beat {
+    began: Instant,
+    ended: Instant,
+    /// What it took beyond its sleep, and what emptying a log took lately.
+    late: Duration,
+}
+
 impl Probe {
-    fn start(folder: &Path) -> Self {
+    fn start(folder: &Path, log: PathBuf) -> Self {
         const SLEEP: Duration = Duration::from_millis(20);
+        // A second: more often it would itself be what keeps the disk busy.
+        const BEATS_BETWEEN_EMPTYINGS: usize = 50;
         let (beats, stop) = (Arc::new(Mutex::new(VecDeque::new())), Arc::new(AtomicBool::new(false)));
-        let mut file = std::fs::File::create(folder.join("probe")).unwrap();
+        let mut file = File::create(folder.join("probe")).unwrap();
+        let like_log = File::create(folder.join("probe-log")).unwrap();
         let (record, stopped) = (Arc::clone(&beats), Arc::clone(&stop));
         std::thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
+            let (mut longest, mut emptyings) = (0, [Duration::ZERO; 2]);
+            for number in 0_usize.. {
+                if stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+                longest = longest.max(log.metadata().map_or(0, |log| log.len()));
+                if number.is_multiple_of(BEATS_BETWEEN_EMPTYINGS) {
+                    let began = Instant::now();
+                    empty(&like_log, longest).unwrap();
+                    emptyings = [began.elapsed(), emptyings[0]];
+                }
                 let began = Instant::now();
                 std::thread::sleep(SLEEP);
                 let written = file.write_all(&[0; 512]).and_then(|()| file.sync_data());
                 written.unwrap();
+                let late = began.elapsed().saturating_sub(SLEEP) + emptyings[0].max(emptyings[1]);
                 let mut beats = record.lock().unwrap();
-                beats.push_back((Instant::now(), began.elapsed().saturating_sub(SLEEP)));
+                beats.push_back(Beat {
+                    began,
+                    ended: Instant::now(),
+                    late,
+                });
                 if beats.len() > 1_000 {
                     beats.pop_front();
                 }
@@ -581,14 +609,39 @@ impl Probe {
         Self { beats, stop }
     }
 
-    /// The worst beat of the last second.
-    fn latest_before(&self, at: Instant) -> Duration {
-        let beats = self.beats.lock().unwrap();
-        let recent = beats
-            .iter()
-            .filter(|(ended, late)| *ended + Duration::from_secs(1) + *late >= at);
-        recent.map(|(_, late)| *late).max().unwrap_or_default()
+    /// The worst beat of the last second. What was under way at that moment is waited for: it may be the stall that matters.
+    async fn latest_before(&self, at: Instant) -> Duration {
+        loop {
+            if let Some(worst) = worst_before(&self.beats.lock().unwrap(), at) {
+                return worst;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
+}
+
+/// `None` until a beat that began afterwards has ended.
+fn worst_before(beats: &VecDeque<Beat>, at: Instant) -> Option<Duration> {
+    beats.back().filter(|last| last.began >= at)?;
+    let recent = beats
+        .iter()
+        .filter(|beat| beat.ended + Duration::from_secs(1) + beat.late >= at);
+    recent.map(|beat| beat.late).max()
+}
+
+/// What it costs to move a log of this length into its database, which mostly has it already, to write over it, and to cut it off.
+fn empty(log: &File, length: u64) -> io::Result<()> {
+    const STEP: usize = 64 << 10;
+    for _ in 0..3 {
+        log.write_all_at(&[0; 512], 0)?;
+        log.sync_data()?;
+    }
+    for at in (0..length).step_by(STEP) {
+        log.write_all_at(&[0; STEP], at)?;
+    }
+    log.sync_data()?;
+    log.write_all_at(&[0; 512], 0)?;
+    log.sync_data()
 }
 
 impl Drop for Probe {

@@ -132,18 +132,15 @@ fn heartbeats_of_both_sides_keep_an_idle_link() {
     for curve in [true, false] {
         let node = Node::bind_for_long(curve);
         node.socket.set_heartbeat_ivl(100).unwrap();
-        node.socket.set_heartbeat_timeout(1000).unwrap();
+        node.socket.set_heartbeat_timeout(5000).unwrap();
         let node = node.rebind();
         let mut lab = Lab::new();
         lab.settings.ping_after = Duration::from_millis(150);
-        lab.settings.dead_after = Duration::from_secs(5);
+        lab.settings.dead_after = Duration::from_secs(15);
         let _link = lab.dial(node.address());
         let id = node.say_hello();
         assert!(matches!(lab.event(), FromLink::Up));
-        assert!(
-            !node.disconnected_within(Duration::from_millis(1500)),
-            "libzmq gave us up"
-        );
+        assert!(!node.disconnected_within(Duration::from_secs(6)), "libzmq gave us up");
         node.send(&[&id, b"notify.message", b"still here"]);
         assert_eq!(lab.notify(), "still here");
     }
@@ -169,11 +166,11 @@ fn a_reader_that_pauses_holds_the_node_back_and_loses_none_of_20000_pushes() {
     const PUSHES: u32 = 20_000;
     let node = Node::bind_for_long(true);
     node.socket.set_heartbeat_ivl(100).unwrap();
-    node.socket.set_heartbeat_timeout(1000).unwrap();
+    node.socket.set_heartbeat_timeout(5000).unwrap();
     let node = node.rebind();
     let mut lab = Lab::new();
     lab.settings.ping_after = Duration::from_millis(100);
-    lab.settings.dead_after = Duration::from_secs(5);
+    lab.settings.dead_after = Duration::from_secs(15);
     let _link = lab.dial(node.address());
     let id = node.say_hello();
     assert!(matches!(lab.event(), FromLink::Up));
@@ -189,7 +186,7 @@ fn a_reader_that_pauses_holds_the_node_back_and_loses_none_of_20000_pushes() {
     }
     assert!((1..PUSHES).contains(&sent), "the node was held back after {sent}");
     assert!(
-        !node.disconnected_within(Duration::from_millis(1000)),
+        !node.disconnected_within(Duration::from_secs(6)),
         "a link that pauses is not given up"
     );
     let reader = thread::spawn(move || {

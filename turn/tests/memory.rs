@@ -81,5 +81,5 @@ fn no_packet_takes_from_the_heap() {
         round();
     }
     assert_eq!(TAKEN.load(Ordering::SeqCst) - before, 0);
-    assert_eq!(net.shards().report().counters.to_clients.packets, 101 * 32);
+    assert_eq!(net.report().counters.to_clients.packets, 101 * 32);
 }

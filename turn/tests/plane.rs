@@ -46,7 +46,7 @@ fn a_client_and_a_peer_talk_by_indications_and_by_channel() {
     peer.send_to(b"", relayed).unwrap();
     assert_eq!(alice.next(), channel_data(0x4001, b""));
 
-    let report = net.shards().report();
+    let report = net.report();
     assert_eq!(report.counters.to_peers.packets, 3);
     assert_eq!(report.counters.to_clients.packets, 3);
     assert_eq!((report.counters.allocations, net.shards().allocations()), (1, 1));
@@ -71,11 +71,7 @@ fn the_longest_datagrams_pass() {
     peer.send_to(b"short", relayed).unwrap();
     assert_eq!(alice.next(), channel_data(0x4001, b"short"));
     assert_eq!(
-        net.shards()
-            .report()
-            .counters
-            .refusals
-            .count(Refusal::Dropped(Dropped::TooLong)),
+        net.report().counters.refusals.count(Refusal::Dropped(Dropped::TooLong)),
         1
     );
 }
@@ -131,7 +127,7 @@ fn bursts_pass_whole_and_in_order_both_ways() {
         assert_eq!(data.get(world::PAYLOAD).unwrap(), payload);
         assert_eq!(data.addresses(world::PEER), [address]);
     }
-    assert_eq!(net.shards().report().losses.iter().count(), 0);
+    assert_eq!(net.report().losses.iter().count(), 0);
 }
 
 #[test]
@@ -166,7 +162,7 @@ fn a_burst_over_two_channels_parts_and_one_between_clients_stays_whole() {
     for payload in packets(9, 101) {
         assert_eq!(bob.next(), channel_data(0x4003, &payload));
     }
-    let report = net.shards().report();
+    let report = net.report();
     assert_eq!(
         (report.counters.to_peers.packets, report.counters.within.packets),
         (15, 15 + 65 + 9)
@@ -189,7 +185,7 @@ fn empty_datagrams_that_came_together_leave_one_by_one() {
         assert_eq!(receive(&peer), (vec![], ra));
         assert_eq!(bob.next(), channel_data(0x4003, b""));
     }
-    let report = net.shards().report();
+    let report = net.report();
     assert_eq!(
         (report.counters.to_peers.packets, report.counters.within.packets),
         (9, 9)
@@ -225,7 +221,7 @@ fn bursts_of_many_clients_at_once_do_not_mix() {
             }
         }
     }
-    assert_eq!(net.shards().report().losses.iter().count(), 0);
+    assert_eq!(net.report().losses.iter().count(), 0);
 }
 
 #[test]
@@ -254,7 +250,7 @@ fn two_allocations_talk_within_the_server_whichever_shards_they_are_on() {
             assert_eq!(data.get(world::PAYLOAD).unwrap(), payload);
         }
     }
-    let report = net.shards().report();
+    let report = net.report();
     assert_eq!(report.counters.within.packets, 9 * count as u64);
     assert_eq!((report.counters.allocations, report.shards), (count, 2));
 }
@@ -303,7 +299,7 @@ fn a_peer_without_permission_is_not_heard_and_is_counted() {
     alice.post(&channel_data(0x4001, b"no such channel"));
     alice.post(b"nothing of ours");
     alice.nothing_waits();
-    let refusals = net.shards().report().counters.refusals;
+    let refusals = net.report().counters.refusals;
     let count = |refusal| refusals.count(refusal);
     assert_eq!(count(unheard), 5);
     assert_eq!(count(Refusal::Dropped(Dropped::NoChannel)), 1);
@@ -478,7 +474,7 @@ fn a_reload_changes_who_may_come_and_drops_no_call() {
     alice.bind(0x4001, peer.local_addr().unwrap());
     let others = settings(&[("carol", "of the bells")], Limits::default(), &net.relays);
     net.shards().reload(&others, &Default::default(), None);
-    assert_eq!(net.shards().report().shards, 2);
+    assert_eq!(net.report().shards, 2);
     let mut carol = net.caller_named("carol", "of the bells");
     carol.allocate();
     let mut late = net.caller();
@@ -499,7 +495,7 @@ fn a_drain_refuses_new_allocations_and_keeps_those_that_are() {
     let (mut alice, peer) = (net.caller(), net.host());
     let relayed = alice.allocate();
     net.shards().drain();
-    assert_eq!(net.shards().report().shards, 2);
+    assert_eq!(net.report().shards, 2);
     assert_eq!(net.caller().try_allocate().code(), 508);
     alice.bind(0x4001, peer.local_addr().unwrap());
     alice.post(&channel_data(0x4001, b"still here"));

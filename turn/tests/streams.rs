@@ -283,7 +283,7 @@ fn clients_of_every_transport_call_each_other_on_two_shards() {
             assert_eq!(talkers[at].next(), world::channel_data(0x4001, &data));
         }
     }
-    let report = net.shards().report();
+    let report = net.report();
     assert_eq!(report.losses.iter().count(), 0);
     assert_eq!(report.streams.iter().filter(|(_, count)| *count > 0).count(), 0);
     assert_eq!((report.streams.open_tcp, report.streams.open_tls), (5, 5));
@@ -524,7 +524,7 @@ fn a_client_that_stalls_loses_its_packets_and_nobody_elses() {
     // The well one is answered all along; the other one's buffers fill until it is taken for dead.
     let deadline = Instant::now() + PATIENCE;
     let mut round = 0u64;
-    while net.shards().report().streams.count(StreamEvent::Stalled) == 0 {
+    while net.report().streams.count(StreamEvent::Stalled) == 0 {
         assert!(Instant::now() < deadline, "it still lives");
         for _ in 0..200 {
             peer.send_to(&[1; 1_200], of_stalled).unwrap();
@@ -533,7 +533,7 @@ fn a_client_that_stalls_loses_its_packets_and_nobody_elses() {
         peer.send_to(&round.to_be_bytes(), of_well).unwrap();
         assert_eq!(well.next(), world::channel_data(0x4000, &round.to_be_bytes()));
     }
-    let report = net.shards().report();
+    let report = net.report();
     assert!(report.streams.count(StreamEvent::QueueFull) > 0);
     until("its allocation stays", || net.shards().allocations() == 1);
     stalled.until_closed();

@@ -499,15 +499,15 @@ mod tests {
     async fn an_unsubscription_that_comes_late_leaves_a_newer_subscription_in_store_index_and_watch() {
         let (_folder, desk, mut told) = desk().await;
         let new = subscription(b"token");
-        desk.subscribe(subscription(b"token")).await.unwrap();
-        let mut late = gone(&new);
+        let (mut late, in_time) = (gone(&new), gone(&new));
+        desk.subscribe(new).await.unwrap();
         late.sig_ts -= 1;
         assert_eq!(desk.unsubscribe(late).await, Ok(false));
         assert_eq!(desk.store.count().await, Ok(1));
         assert_eq!(desk.devices_of(ACCOUNT).await.map(|devices| devices.len()), Some(1));
         assert!(matches!(told.try_recv(), Ok(watcher::Command::AccountChanged { .. })));
         assert!(told.try_recv().is_err(), "it is watched still");
-        assert_eq!(desk.unsubscribe(gone(&new)).await, Ok(true));
+        assert_eq!(desk.unsubscribe(in_time).await, Ok(true));
         assert_eq!(desk.devices_of(ACCOUNT).await.map(|devices| devices.len()), Some(0));
         assert!(matches!(told.try_recv(), Ok(watcher::Command::AccountRemoved { .. })));
     }

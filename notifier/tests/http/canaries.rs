@@ -52,7 +52,7 @@ async fn a_process_that_is_asked_everything_goes_on() {
     })
     .unwrap();
     tracing::trace!(target: "quietline_notifier", "the log is heard");
-    let server = start("request_timeout = \"300ms\"").await;
+    let server = start("request_timeout = \"3s\"").await;
     for item in [
         subscription(88),
         unsubscription(88),

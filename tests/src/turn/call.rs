@@ -3,7 +3,7 @@
 //! In: two clients with allocations. Out: how many packets came through, and how many did not. Never: sends a packet before the one
 //! before it came or was given up.
 
-use super::client::{Client, Packet};
+use super::client::{Client, PATIENCE, Packet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,8 +13,6 @@ use std::time::{Duration, Instant};
 pub const CHANNEL: u16 = 0x4000;
 /// As often as an audio call sends.
 const EVERY: Duration = Duration::from_millis(20);
-/// A packet that has not come by then is lost: nobody would still play it.
-const LATE: Duration = Duration::from_secs(1);
 /// Channels and permissions are refreshed well before their 300 s are over, as browsers do it.
 const REFRESH_EVERY: Duration = Duration::from_secs(240);
 /// Bytes of a packet, as an audio call has them.
@@ -39,13 +37,14 @@ impl Ends {
         first.bind(CHANNEL, other) == 0 && second.bind(CHANNEL, one) == 0
     }
 
-    /// One packet from the first or second client to the other, and how long it took; `None` if it did not come.
+    /// One packet from the first or second client to the other, and how long it took; `None` if it did not come. One that is only late is
+    /// not lost: a busy machine holds packets up, and that says nothing about the relay.
     pub fn pass(&mut self, from_second: bool, data: &[u8]) -> Option<Duration> {
         let [first, second] = &mut self.clients;
         let (from, to) = if from_second { (second, first) } else { (first, second) };
         let began = Instant::now();
         from.send_on(CHANNEL, data);
-        while let Some(left) = LATE.checked_sub(began.elapsed()) {
+        while let Some(left) = PATIENCE.checked_sub(began.elapsed()) {
             match to.next_within(left)? {
                 Packet::Channel(CHANNEL, came) if came == data => return Some(began.elapsed()),
                 // One that was given up, or an answer.
@@ -125,9 +124,10 @@ impl Call {
         self.counts.lost.load(Ordering::Relaxed)
     }
 
-    /// Hangs up. Both clients give their allocations back.
-    pub fn end(mut self) {
+    /// Hangs up: both clients give their allocations back. How many packets arrived, and how many were lost, the last one among them.
+    pub fn end(mut self) -> (u64, u64) {
         self.stop();
+        (self.arrived(), self.lost())
     }
 
     fn stop(&mut self) {

@@ -148,7 +148,7 @@ impl Network {
         let socket = self
             .run(|| Socket::new(Domain::PACKET, Type::DGRAM, Some(every_protocol.into())))
             .unwrap_or_else(|fault| panic!("this test looks at packets, so it must run as root: {fault}"));
-        let _ = socket.set_recv_buffer_size(8 << 20);
+        give_room(&socket);
         Sniffer(socket)
     }
 
@@ -160,6 +160,17 @@ impl Network {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{program} {words}: {said}");
     }
+}
+
+/// Lets a socket keep what comes while nobody reads: the packets of a whole test.
+///
+/// # Panics
+/// If this process may not ask for so much.
+pub fn give_room(socket: &Socket) {
+    const ROOM: i32 = 8 << 20;
+    let given = system::force_receive_buffer(socket, ROOM).and_then(|()| socket.recv_buffer_size());
+    let given = given.unwrap_or_else(|fault| panic!("this test needs a large buffer, so it must run as root: {fault}"));
+    assert!(given >= ROOM as usize, "{given} bytes of buffer");
 }
 
 /// Packets as they pass.

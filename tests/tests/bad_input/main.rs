@@ -39,6 +39,8 @@ async fn under_all_bad_input_at_once_the_notifier_serves_who_behaves() {
     settings.swarms = 2;
     settings.nodes_per_swarm = 4;
     settings.ready_within = PATIENCE;
+    // Each has memory of its own that it does not give back, and the bounds know nothing of the machine's cores.
+    settings.workers = Some(4);
     let mut lab = Lab::surround(settings).unwrap();
     add_bad_sources(&lab, &liars);
     lab.start_notifier().await.unwrap();

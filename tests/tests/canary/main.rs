@@ -109,6 +109,22 @@ fn digits_of_a_key_are_no_leak_and_the_key_is() {
 }
 
 #[test]
+fn six_hex_digits_of_a_key_are_no_leak_and_nine_are() {
+    let mut search = Search::default();
+    let key = "c9f3a07be51d2846c0ffee";
+    search.mark("key", key.as_bytes());
+    assert_eq!(search.find(b"c9f3a07b-e51d-2846-c0ff-eec9f3a07b00"), None);
+    for nine in key.as_bytes().windows(9) {
+        assert!(search.find(&[b"0", nine, b"0"].concat()).is_some());
+    }
+    // Twice in hex there are twelve.
+    assert!(search.find(&Form::HexLower.write(b"c9f3a0")).is_some());
+    // A head that is no more than hex itself, of a text that is more.
+    search.mark("word", b"facade of a house");
+    assert!(search.find(b"facade").is_some());
+}
+
+#[test]
 fn a_value_is_found_in_each_form_also_when_only_a_piece_of_it_is_there() {
     let mut search = Search::default();
     let value: Vec<u8> = (0..33u8).map(|at| at.wrapping_mul(37) ^ 0x9f).collect();

@@ -199,7 +199,10 @@ impl Search {
         let head = &value[..HEAD];
         let forms = [Form::HexLower, Form::HexUpper, Form::RustEscape];
         for form in forms.into_iter().filter(|_| !is_by_chance(value, head)) {
-            self.add(form.write(head), number, form);
+            let written = form.write(head);
+            if !(is_hex(value) && written == head) {
+                self.add(written, number, form);
+            }
         }
     }
 
@@ -268,6 +271,11 @@ impl Search {
 /// Some digits of a longer text, such as of a key in hex: among the random numbers of a table they stand anyway.
 fn is_by_chance(value: &[u8], piece: &[u8]) -> bool {
     piece.iter().all(u8::is_ascii_digit) && !value.iter().all(u8::is_ascii_digit)
+}
+
+/// Six digits of a text in hex stand by chance in every hundredth table of random ids; nine do not.
+fn is_hex(value: &[u8]) -> bool {
+    value.iter().all(u8::is_ascii_hexdigit)
 }
 
 /// What one process let out, by where it went.

@@ -42,8 +42,8 @@ impl World {
         let mut settings = LabSettings::in_folder(folder.join("lab"))
             .with("log.level", "trace")
             .with("log.format", format)
-            .with("dispatch.timeout", "2s")
-            .with("http.request_timeout", "3s")
+            .with("dispatch.timeout", "10s")
+            .with("http.request_timeout", "10s")
             .with("http.direct_rate", 1000)
             .with("lifecycle.drain", "2s")
             .with("event.hold_for", "1s");

@@ -30,6 +30,8 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// One server on a loopback network that no other test uses.
 pub struct Net {
     pub shards: Option<Shards>,
+    /// Of them.
+    count: usize,
     pub server: SocketAddr,
     pub relays: RelayTable,
     network: [u8; 3],
@@ -78,9 +80,11 @@ impl Net {
             tls: None,
         };
         change(&mut plan);
+        let count = usize::from(plan.shards);
         let shards = start(plan).unwrap();
         Self {
             server: shards.addresses()[0],
+            count,
             shards: Some(shards),
             relays,
             network,
@@ -92,10 +96,22 @@ impl Net {
         self.shards.as_ref().unwrap()
     }
 
+    /// The sums over all shards. One that is held up by the machine is left out of a report, so it is asked for again.
+    pub fn report(&self) -> Report {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let report = self.shards().report();
+            if report.shards == self.count {
+                return report;
+            }
+            assert!(Instant::now() < deadline, "{} of {} shards", report.shards, self.count);
+        }
+    }
+
     /// Waits until the shards report this.
     pub fn until(&self, is_so: impl Fn(&Report) -> bool) {
         let deadline = Instant::now() + PATIENCE;
-        while !is_so(&self.shards().report()) {
+        while !is_so(&self.report()) {
             assert!(Instant::now() < deadline, "it was never so");
             // Each report costs the shards a moment and a channel.
             std::thread::sleep(Duration::from_millis(5));

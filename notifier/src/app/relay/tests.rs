@@ -48,9 +48,13 @@ fn subscription() -> Subscription {
 }
 
 fn load(relay: &mut Relay) -> usize {
+    load_row(relay, subscription())
+}
+
+fn load_row(relay: &mut Relay, row: Subscription) -> usize {
     let (done, mut standing) = oneshot::channel();
     relay.obey(Command::Load {
-        subscriptions: vec![(subscription(), Bytes::new())],
+        subscriptions: vec![(row, Bytes::new())],
         expired: Vec::new(),
         done,
     });
@@ -89,7 +93,8 @@ fn a_device_that_subscribed_again_while_the_store_is_read_stays() {
 #[test]
 fn a_row_read_before_it_was_written_over_within_its_second_changes_nothing() {
     let mut relay = relay();
-    let mut new = subscription();
+    let (old, mut new) = (subscription(), subscription());
+    new.sig_ts = old.sig_ts;
     new.enc_key = Secret::new([4; 32]);
     new.want_data = false;
     let (done, _upserted) = oneshot::channel();
@@ -97,7 +102,7 @@ fn a_row_read_before_it_was_written_over_within_its_second_changes_nothing() {
         subscription: Box::new(new),
         done,
     });
-    assert_eq!(load(&mut relay), 0);
+    assert_eq!(load_row(&mut relay, old), 0);
     let message = event(0, unix_ms() + 3_600_000, b'a');
     let woken: Vec<_> = relay.index.fan_out(&message).collect();
     let keys: Vec<_> = woken.iter().map(|device| (*device.enc_key, device.want_data)).collect();
