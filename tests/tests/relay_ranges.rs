@@ -316,6 +316,34 @@ fn a_family_that_an_allocation_has_not_is_refused_before_the_policy() {
 }
 
 #[test]
+fn an_address_that_the_machine_gets_is_no_peer_any_more_and_nobody_has_to_say_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let scene = Scene::new(Site::quietline(folder.path(), |_| {}));
+    let mut clients = scene.clients();
+    let new: [SocketAddr; 2] = ["9.9.9.10:8080", "[2a00:9::2]:8080"].map(|peer| peer.parse().unwrap());
+    for (client, peer) in clients.iter_mut().zip(new) {
+        assert_eq!(client.permit(peer), 0, "{peer}");
+    }
+    scene.site.home.ip("addr add 9.9.9.10/32 dev lo");
+    scene.site.home.ip("addr add 2a00:9::2/128 dev lo nodad");
+    let deadline = Instant::now() + PATIENCE;
+    for (client, peer) in clients.iter_mut().zip(new) {
+        while client.permit(peer) == 0 {
+            assert!(Instant::now() < deadline, "{peer} is still a peer");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        // Neither with the permission that stands.
+        client.send_to(peer, &marked(peer));
+        assert_eq!(client.permit(peer), 403, "{peer}");
+    }
+    assert!(scene.left(&mut clients).is_empty());
+    assert!(
+        Scene::arrived(&scene.home).is_empty(),
+        "a service of the machine was reached"
+    );
+}
+
+#[test]
 fn an_operator_may_open_a_range_and_close_another_while_calls_run() {
     let folder = tempfile::tempdir().unwrap();
     let open = |settings: &mut toml::Table| {

@@ -9,7 +9,7 @@ use crate::offer;
 use crate::page::{Facts, Page};
 use crate::settings::{self, Fixed, PeersSettings, Place, Settings};
 use crate::shard::{self, Listener, Plan, Report, Shards};
-use crate::streams::StreamEventKind;
+use crate::streams::{StreamEventKind, StreamSettings};
 use quietline_shared::redact::Secret;
 use quietline_shared::service::audit::live::Live;
 use quietline_shared::service::audit::{Publication, Scale};
@@ -100,6 +100,7 @@ pub async fn run(settings: Settings, path: &Path, machine: Machine) -> Result<()
     tracing::info!(shards = relay.fixed.shard.count(), "ready");
 
     let mut ticks = tokio::time::interval(PUBLISH_EVERY);
+    let mut looks = tokio::time::interval(LOOK_AT_MACHINE_EVERY);
     let end = loop {
         tokio::select! {
             signal = signals.next() => match signal {
@@ -107,6 +108,7 @@ pub async fn run(settings: Settings, path: &Path, machine: Machine) -> Result<()
                 Signal::Reload => relay.reload(),
             },
             _ = ticks.tick() => relay.publish().await,
+            _ = looks.tick() => relay.look_at_machine(),
             () = relay.shards.failed() => break Err(RunError::ShardEnded),
         }
     };
@@ -134,7 +136,16 @@ pub struct Relay {
     machine: Machine,
     fixed: Fixed,
     place: Place,
+    taken: Taken,
     drain: Duration,
+}
+
+/// What holds of the settings file, for when the machine changes and the file does not.
+struct Taken {
+    control: Arc<control::Settings>,
+    peers: PeersSettings,
+    streams: StreamSettings,
+    tls: Option<Arc<rustls::ServerConfig>>,
 }
 
 impl Relay {
@@ -163,6 +174,12 @@ impl Relay {
         nonce_key.zeroize();
         let control = Arc::new(control_settings(credentials, limits.clone(), &peers, &place));
         let page = Page::new(&fixed.page, facts(urls, standing, &place, &control, &limits));
+        let taken = Taken {
+            control: Arc::clone(&control),
+            peers,
+            streams: streams.clone(),
+            tls: tls.clone(),
+        };
         let listeners = place.listeners.iter();
         let shards = shard::start(Plan {
             shards: fixed.shard.count(),
@@ -181,6 +198,7 @@ impl Relay {
             machine,
             fixed,
             place,
+            taken,
             drain,
         })
     }
@@ -219,14 +237,35 @@ impl Relay {
             drain,
             ..
         } = settings;
-        self.machine.look_again();
+        // Where it does not say, the addresses are those of before.
+        let _ = self.machine.look_again();
         self.place.look_again(&self.machine);
         let control = Arc::new(control_settings(credentials, limits.clone(), &peers, &self.place));
         self.page.reload(facts(urls, standing, &self.place, &control, &limits));
         self.shards.reload(&control, &streams, tls.as_ref());
+        self.taken = Taken {
+            control,
+            peers,
+            streams,
+            tls,
+        };
         self.drain = drain;
         metrics::counter!("settings_reloads_total", "outcome" => "taken").increment(1);
         tracing::info!("settings reloaded");
+    }
+
+    /// An address that the machine got since, as temporary IPv6 addresses come daily, is no peer: what serves on `[::]` trusts who comes from
+    /// the machine itself.
+    fn look_at_machine(&mut self) {
+        if !self.machine.look_again() {
+            return;
+        }
+        self.place.look_again(&self.machine);
+        let taken = &mut self.taken;
+        let policy = taken.peers.policy(&self.place);
+        taken.control = Arc::new(taken.control.with_policy(policy, &self.place.relays));
+        self.shards.reload(&taken.control, &taken.streams, taken.tls.as_ref());
+        tracing::info!("the machine has other addresses: those that are ours are no peers");
     }
 
     /// Lets live calls end by themselves, for a while.
@@ -406,6 +445,8 @@ const PAGE_LIMITS: server::Limits = server::Limits {
     write_timeout: Duration::from_secs(10),
 };
 const PUBLISH_EVERY: Duration = Duration::from_secs(1);
+/// Between two looks which addresses the machine has.
+const LOOK_AT_MACHINE_EVERY: Duration = Duration::from_secs(10);
 /// Between two looks whether the last call has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 

@@ -1,6 +1,6 @@
 //! What the machine says about itself where the settings leave it open: its addresses.
 //!
-//! In: the operating system, at the start, and at each reload for what is new. Out: addresses that are ours; those of them on which
+//! In: the operating system, at the start, and every ten seconds for what is new. Out: addresses that are ours; those of them on which
 //! clients could reach us. Never: sends a packet, or prints an address.
 
 use std::collections::BTreeSet;
@@ -48,11 +48,12 @@ impl Machine {
     }
 
     /// Asks the system once more which addresses it has; if it does not say, they are those of before. Where a relay is was decided at its
-    /// start, so what lasts stays.
-    pub fn look_again(&mut self) {
-        if let Ok(addresses) = reachable() {
-            self.addresses = addresses;
-        }
+    /// start, so what lasts stays. Whether they are others than before.
+    pub fn look_again(&mut self) -> bool {
+        reachable().is_ok_and(|addresses| {
+            let before = std::mem::replace(&mut self.addresses, addresses);
+            before != self.addresses
+        })
     }
 
     /// All, also those that come and go.
@@ -189,7 +190,7 @@ mod tests {
     #[test]
     fn a_second_look_finds_what_is_new_and_moves_nothing() {
         let mut machine = Machine::new(ips(&["192.0.2.1"]), ips(&["192.0.2.1"]));
-        machine.look_again();
+        assert!(machine.look_again() && !machine.look_again());
         assert_eq!(machine.addresses(), Machine::look().unwrap().addresses());
         assert_eq!(machine.lasting(), ips(&["192.0.2.1"]));
         assert_eq!(machine.outward(false), "192.0.2.1".parse().ok());

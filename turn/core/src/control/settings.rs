@@ -4,6 +4,7 @@ use crate::auth::Credentials;
 use crate::peers::{PeerPolicy, RelayTable};
 use crate::time::Rate;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Bounds of everything a client may have. The defaults are those of the documented settings.
@@ -76,7 +77,7 @@ impl Limits {
 
 /// Everything that a reload may change.
 pub struct Settings {
-    pub(super) credentials: Credentials,
+    pub(super) credentials: Arc<Credentials>,
     pub(super) limits: Limits,
     pub(super) policy: PeerPolicy,
     /// Where we listen: what comes from there is our own echo.
@@ -90,12 +91,25 @@ impl Settings {
     pub fn new(
         credentials: Credentials,
         limits: Limits,
-        mut policy: PeerPolicy,
+        policy: PeerPolicy,
         listeners: Vec<SocketAddr>,
         relays: &RelayTable,
         dont_fragment: bool,
     ) -> Self {
-        let ours = relays.all().chain(listeners.iter().map(SocketAddr::ip));
+        let settings = Self {
+            credentials: Arc::new(credentials),
+            limits,
+            policy: PeerPolicy::default(),
+            listeners,
+            dont_fragment,
+        };
+        settings.with_policy(policy, relays)
+    }
+
+    /// The same with other peers.
+    #[must_use]
+    pub fn with_policy(&self, mut policy: PeerPolicy, relays: &RelayTable) -> Self {
+        let ours = relays.all().chain(self.listeners.iter().map(SocketAddr::ip));
         for address in ours.filter(|address| !address.is_unspecified()) {
             if !policy.own_addresses.contains(&address) {
                 policy.own_addresses.push(address);
@@ -103,16 +117,16 @@ impl Settings {
         }
         policy.relay_ports = Some(relays.ports());
         Self {
-            credentials,
-            limits,
+            credentials: Arc::clone(&self.credentials),
+            limits: self.limits.clone(),
             policy,
-            listeners,
-            dont_fragment,
+            listeners: self.listeners.clone(),
+            dont_fragment: self.dont_fragment,
         }
     }
 
     /// Whoever may ask: with them new names can be made.
-    pub const fn credentials(&self) -> &Credentials {
+    pub fn credentials(&self) -> &Credentials {
         &self.credentials
     }
 }
