@@ -23,6 +23,8 @@ pub enum Trouble {
     TlsBlocked,
     NoTls,
     CertificateExpired,
+    /// Within two weeks; it is good until then.
+    CertificateEnding,
     CertificateEarly,
     CertificateName,
     CertificatePrivate,
@@ -56,6 +58,7 @@ impl Trouble {
             Self::TlsBlocked => "tls-blocked",
             Self::NoTls => "no-tls",
             Self::CertificateExpired => "certificate-expired",
+            Self::CertificateEnding => "certificate-ending",
             Self::CertificateEarly => "certificate-early",
             Self::CertificateName => "certificate-name",
             Self::CertificatePrivate => "certificate-private",
@@ -81,6 +84,7 @@ impl Trouble {
         matches!(
             self,
             Self::CertificateExpired
+                | Self::CertificateEnding
                 | Self::CertificateEarly
                 | Self::CertificateName
                 | Self::CertificatePrivate
@@ -117,6 +121,18 @@ pub struct Standing {
     sockets: SocketsSettings,
     certificate: Option<Certificate>,
     open_files: u64,
+    file_limit: FileLimit,
+}
+
+/// Whose limit of open files is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileLimit {
+    /// This process serves.
+    Own,
+    /// Another does, with this hard limit.
+    Relay(u64),
+    /// None serves that says its own, so this process's has to do.
+    Unknown,
 }
 
 impl Standing {
@@ -128,14 +144,21 @@ impl Standing {
             sockets: settings.fixed.sockets,
             certificate: settings.certificate.clone(),
             open_files: open_files(settings),
+            file_limit: FileLimit::Own,
         }
+    }
+
+    /// For who looks and does not serve.
+    #[must_use]
+    pub fn with_file_limit(self, file_limit: FileLimit) -> Self {
+        Self { file_limit, ..self }
     }
 
     pub fn hazards(&self, now: SystemTime) -> Vec<Hazard> {
         let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut found = unreachable_addresses(&self.place);
         found.extend(certificate(self.certificate.as_ref(), &self.hosts, seconds));
-        found.extend(file_limit(self.open_files));
+        found.extend(file_limit(self.open_files, self.file_limit));
         found.extend(buffers(&self.sockets));
         found.extend(clock(&self.file, now));
         found
@@ -230,7 +253,7 @@ pub fn chain_hazard(chain: &Chain, now: u64) -> Option<Hazard> {
         Some((_, until)) if until - now < EXPIRES_SOON.as_secs() => {
             let days = (until - now) / 86_400;
             (
-                Trouble::CertificateExpired,
+                Trouble::CertificateEnding,
                 format!("the certificate expires in {days} days: renew it, then SIGHUP"),
             )
         }
@@ -256,14 +279,20 @@ pub fn chain_hazard(chain: &Chain, now: u64) -> Option<Hazard> {
 }
 
 /// An allocation is a file, and so is a stream.
-fn file_limit(needed: u64) -> Option<Hazard> {
-    let (_, hard) = rlimit::getrlimit(rlimit::Resource::NOFILE).ok()?;
+fn file_limit(needed: u64, limit: FileLimit) -> Option<Hazard> {
+    let own = || rlimit::getrlimit(rlimit::Resource::NOFILE).map(|(_, hard)| hard).ok();
+    let (hard, mend) = match limit {
+        FileLimit::Own => (own()?, "raise the hard limit (LimitNOFILE, ulimit -Hn)"),
+        FileLimit::Relay(hard) => (hard, "raise the hard limit of the relay (LimitNOFILE) and restart it"),
+        FileLimit::Unknown => (
+            own()?,
+            "no relay runs that says its own limit, so this is of who asks: see to that of the relay (LimitNOFILE, ulimit -Hn)",
+        ),
+    };
     (hard < needed).then(|| {
         Hazard::new(
             Trouble::FileLimit,
-            format!(
-                "the settings allow for {needed} open files, the system for {hard}: raise the hard limit (LimitNOFILE, ulimit -Hn)"
-            ),
+            format!("the settings allow for {needed} open files, the system for {hard}: {mend}"),
         )
     })
 }
@@ -350,15 +379,26 @@ mod tests {
     #[test]
     fn a_certificate_is_watched_over_its_whole_life() {
         let settings = with_certificate("listen.name = 'turn.example.org'");
-        for (now, words) in [
-            (BEGIN - 1, "is not good yet"),
-            (BEGIN + DAY, "does not lead to a public root"),
-            (END - 15 * DAY, "does not lead to a public root"),
-            (END - 13 * DAY, "expires in 13 days"),
-            (END, "has expired"),
+        for (now, trouble, words) in [
+            (BEGIN - 1, Trouble::CertificateEarly, "is not good yet"),
+            (
+                BEGIN + DAY,
+                Trouble::CertificatePrivate,
+                "does not lead to a public root",
+            ),
+            (
+                END - 15 * DAY,
+                Trouble::CertificatePrivate,
+                "does not lead to a public root",
+            ),
+            (END - 13 * DAY, Trouble::CertificateEnding, "expires in 13 days"),
+            (END, Trouble::CertificateExpired, "has expired"),
         ] {
             let found = watched(&settings, now);
-            assert!(found.len() == 1 && found[0].advice.contains(words), "{found:?}");
+            assert!(
+                found.len() == 1 && found[0].trouble == trouble && found[0].advice.contains(words),
+                "{found:?}"
+            );
         }
     }
 
@@ -403,6 +443,19 @@ mod tests {
             only_v6.len() == 1 && only_v6[0].trouble == Trouble::NoIpv4,
             "{only_v6:?}"
         );
+    }
+
+    #[test]
+    fn the_limit_of_files_that_counts_is_that_of_the_relay() {
+        let found = |limit| file_limit(1_000, limit).map(|hazard| hazard.advice);
+        assert_eq!(found(FileLimit::Relay(1_000)), None);
+        let small = found(FileLimit::Relay(999)).unwrap();
+        assert!(
+            small.contains("the system for 999: raise the hard limit of the relay"),
+            "{small}"
+        );
+        let unknown = file_limit(u64::MAX, FileLimit::Unknown).map(|hazard| hazard.advice);
+        assert!(unknown.is_none_or(|advice| advice.contains("this is of who asks")));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! "Is my TURN working?": one page that tries the relay from the browser of whoever opens it.
 //!
-//! In: what the settings say of the relay, requests of browsers. Out: the page, and for each check a credential that is soon over. Never:
-//! keeps or logs anything of a visitor, answers under a name that is not ours, or lets a browser run what is not in the page itself.
+//! In: what the settings say of the relay, where its name leads, requests of browsers. Out: the page, and for each check a credential that
+//! is soon over. Never: keeps or logs anything of a visitor, answers under a name that is not ours, or lets a browser run what is not in the
+//! page itself.
 
-use crate::hazards::{Hazard, Standing};
+use crate::hazards::{Hazard, Standing, is_private};
 use crate::offer::{NoTicket, Ticket, TurnUrl, expiry};
 use crate::settings::PageSettings;
 use axum::Router;
@@ -14,8 +15,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use std::net::IpAddr;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 use turn_core::control;
 use turn_core::time::{Rate, nanoseconds};
@@ -89,7 +91,7 @@ impl Page {
         }
         let facts = Arc::clone(&self.facts.lock().unwrap_or_else(PoisonError::into_inner));
         let page = Arc::clone(self);
-        // Certificates are judged and files of the system are read.
+        // Certificates are judged, files of the system are read, and names are looked up.
         let begun = tokio::task::spawn_blocking(move || page.begun(&facts)).await;
         match begun {
             Ok(begun) => {
@@ -108,6 +110,7 @@ impl Page {
         let mut begun = json!({
             "now": since_1970.as_millis() as u64,
             "advertised": facts.advertised,
+            "known_as": known_as(&facts.urls),
             "hazards": hazards,
         });
         let life = self.life.min(facts.longest_life);
@@ -163,6 +166,30 @@ impl Page {
             false => Err(Refusal::Origin),
         }
     }
+}
+
+/// Where the hosts of these URLs are; nothing of a name that is not known in time.
+fn known_as(urls: &[TurnUrl]) -> Vec<IpAddr> {
+    let hosts: BTreeSet<&str> = urls.iter().map(|url| url.host.as_str()).collect();
+    let addresses = hosts.into_iter().flat_map(|host| match host.parse() {
+        Ok(address) => vec![address],
+        Err(_) => public_addresses(host),
+    });
+    addresses.collect()
+}
+
+/// A machine often knows its own name by an address that it has for itself, which says nothing of where others go.
+fn public_addresses(name: &str) -> Vec<IpAddr> {
+    let (tell, told) = mpsc::channel();
+    let name = name.to_owned();
+    // The system's resolver has no deadline; a thread that is left behind ends by itself.
+    std::thread::spawn(move || {
+        let found = (name.as_str(), 0).to_socket_addrs();
+        let _ = tell.send(found.map(Iterator::collect::<Vec<_>>).unwrap_or_default());
+    });
+    let found = told.recv_timeout(LOOK_UP_WITHIN).unwrap_or_default();
+    let addresses: BTreeSet<IpAddr> = found.iter().map(SocketAddr::ip).collect();
+    addresses.into_iter().filter(|address| !is_private(*address)).collect()
 }
 
 /// `None` if it is not there, twice there, or not text.
@@ -261,6 +288,8 @@ fn kept_nowhere(mut response: Response) -> Response {
     response
 }
 
+/// A visitor waits for it.
+const LOOK_UP_WITHIN: Duration = Duration::from_secs(2);
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const HEADERS: [(HeaderName, &str); 5] = [
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -269,3 +298,23 @@ const HEADERS: [(HeaderName, &str); 5] = [
     (header::CACHE_CONTROL, "no-store"),
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_known_by_the_addresses_that_others_reach() {
+        let known = |hosts: &[&str]| {
+            let url = |host: &&str| format!("turn:{host}:3478").parse().unwrap();
+            known_as(&hosts.iter().map(url).collect::<Vec<_>>())
+        };
+        let addresses = |text: &[&str]| text.iter().map(|one| one.parse().unwrap()).collect::<Vec<IpAddr>>();
+        // An address is what clients are told, whatever it is.
+        let told = known(&["10.0.0.5", "[2a00::9]", "10.0.0.5"]);
+        assert_eq!(told, addresses(&["10.0.0.5", "2a00::9"]));
+        // Every resolver reads this name as 1.2.3.4 without asking anybody.
+        assert_eq!(known(&["0x01020304"]), addresses(&["1.2.3.4"]));
+        assert_eq!(known(&["localhost"]), addresses(&[]));
+    }
+}

@@ -39,6 +39,10 @@ fn names(seen: &Value, list: &str) -> Vec<String> {
     names.iter().filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
+fn text(seen: &Value) -> &str {
+    seen["text"].as_str().unwrap_or_default()
+}
+
 /// Asserts that the page names the fault among what is to be mended (or good to know), and gives what it shows.
 fn finds(fault: Fault, name: &str, list: &str, is_trusted: bool) -> Value {
     let seen = visited(&Scene::with(fault), is_trusted, None);
@@ -91,14 +95,63 @@ fn tcp_that_is_blocked_is_found() {
 }
 
 #[test]
+fn tls_that_is_blocked_is_found_though_the_certificate_ends_soon() {
+    let seen = finds(Fault::TlsBlocked, "tls-blocked", "faults", true);
+    assert_eq!(names(&seen, "faults"), ["tls-blocked"], "{seen:#}");
+    assert!(text(&seen).contains("Let TCP in to port 443"), "{seen:#}");
+    // It is good until then.
+    assert_eq!(names(&seen, "notes"), ["certificate-ending"], "{seen:#}");
+    assert!(!text(&seen).contains("has ended"), "{seen:#}");
+}
+
+#[test]
+fn tls_on_a_port_of_its_own_is_found_blocked_beside_tcp() {
+    let seen = visited(&Scene::with(Fault::TcpAndTlsBlocked), true, None);
+    assert_eq!(names(&seen, "faults"), ["tcp-blocked", "tls-blocked"], "{seen:#}");
+}
+
+#[test]
+fn one_address_of_two_at_which_nothing_answers_is_found() {
+    let seen = finds(Fault::V6Blocked, "port-closed", "faults", true);
+    assert_eq!(
+        (&seen["state"], names(&seen, "faults").len()),
+        (&"partly".into(), 1),
+        "{seen:#}"
+    );
+    assert!(text(&seen).contains("Nothing answers at 2a00:1::4."), "{seen:#}");
+    assert!(text(&seen).contains("3 of 6 ways carry a call"), "{seen:#}");
+}
+
+#[test]
+fn what_a_visitors_network_has_not_is_no_fault_of_the_relay() {
+    let seen = finds(Fault::NoV6, "family-unknown", "notes", true);
+    assert_eq!(seen["state"], "works", "{seen:#}");
+    assert_eq!(text(&seen).matches("this network has no IPv6").count(), 3, "{seen:#}");
+    assert!(text(&seen).contains("packets from outside reach the relay"), "{seen:#}");
+    assert_eq!(seen["wide"], false, "a phone need not scroll sideways");
+}
+
+#[test]
 fn relay_ports_that_are_blocked_are_found() {
     finds(Fault::RelayPortsBlocked, "relay-ports-blocked", "faults", true);
+}
+
+#[test]
+fn relay_ports_that_let_only_answers_in_are_found() {
+    let seen = finds(Fault::RelayPortsUnopened, "relay-ports-blocked", "faults", true);
+    assert_eq!(seen["state"], "partly", "{seen:#}");
 }
 
 #[test]
 fn a_wrong_outer_address_is_found() {
     let seen = finds(Fault::ExternalWrong, "external-wrong", "faults", true);
     assert_eq!(seen["state"], "broken");
+}
+
+#[test]
+fn an_outer_address_that_the_relays_name_does_not_lead_to_is_found() {
+    let seen = finds(Fault::ExternalMistyped, "external-wrong", "faults", true);
+    assert!(text(&seen).contains("which is known as 1.2.3.4"), "{seen:#}");
 }
 
 #[test]
@@ -110,6 +163,20 @@ fn a_missing_outer_address_is_found() {
 fn a_wrong_secret_is_found() {
     let seen = finds(Fault::WrongSecret, "wrong-secret", "faults", true);
     assert_eq!(seen["state"], "broken");
+}
+
+#[test]
+fn a_browser_that_tells_no_errors_of_a_relay_blames_no_firewall_for_a_wrong_secret() {
+    // As Firefox was before 150.
+    let silent = r#"
+      delete RTCPeerConnection.prototype.onicecandidateerror;
+      RTCPeerConnection.prototype.addEventListener = function (kind, ...rest) {
+        if (kind !== "icecandidateerror") EventTarget.prototype.addEventListener.call(this, kind, ...rest);
+      };"#;
+    let seen = visited(&Scene::with(Fault::WrongSecret), true, Some(silent));
+    let faults = names(&seen, "faults");
+    assert!(faults.iter().any(|name| name == "no-address"), "{seen:#}");
+    assert!(!faults.iter().any(|name| name == "port-closed"), "{seen:#}");
 }
 
 #[test]

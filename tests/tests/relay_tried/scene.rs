@@ -8,11 +8,11 @@ use base64::engine::general_purpose::STANDARD;
 use quietline_lab::keys::write_secret;
 use quietline_lab::settings::set;
 use quietline_lab::turn::net::Network;
-use quietline_lab::turn::server::{OTHER_SERVER, PORT, SERVER, Site, binary, networks, relay_settings};
+use quietline_lab::turn::server::{OTHER_SERVER, PORT, SERVER, SERVER_V6, Site, binary, networks, relay_settings};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, PublicKeyData, date_time_ymd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
 use toml::{Table, Value};
 
@@ -21,8 +21,20 @@ pub enum Fault {
     None,
     UdpBlocked,
     TcpBlocked,
+    /// 443 is closed, 3478 is not; the certificate is good for 13 more days.
+    TlsBlocked,
+    /// The same, and 3478 is closed over TCP as well.
+    TcpAndTlsBlocked,
+    /// Nothing answers at one of the relay's two addresses.
+    V6Blocked,
+    /// Of the visitor: the relay has IPv6.
+    NoV6,
     RelayPortsBlocked,
+    /// By a firewall that lets in what answers: each packet that goes out opens it for the one who gets it.
+    RelayPortsUnopened,
     ExternalWrong,
+    /// Behind a NAT, under a name.
+    ExternalMistyped,
     ExternalMissing,
     WrongSecret,
     ClockOff,
@@ -31,6 +43,8 @@ pub enum Fault {
     ChainIncomplete,
     FileLimit,
     Buffers,
+    /// The relay has both families, and the name that clients are told leads elsewhere over IPv6.
+    StaleName,
 }
 
 pub struct Scene {
@@ -51,8 +65,14 @@ const OTHER_SECRET: &str = "00112233445566778899aabbccddeeff";
 const LAST_PORT: i64 = 65_000;
 /// Nobody is there.
 const NOWHERE: &str = "1.2.6.66";
+/// As `/etc/hosts` has it: one address is the relay's, at the other nobody is.
+const STALE_NAME: &str = "1.2.3.4 turn.example.org\n2a00:1::66 turn.example.org\n";
 /// An address of the relay's machine that only its own network knows.
 const INNER: &str = "10.9.0.5";
+/// Every resolver reads it as the relay's address, and asks nobody.
+const NAME: &str = "0x01020304";
+const USUAL_TLS_PORT: u16 = 443;
+const UP_WITHIN: Duration = Duration::from_secs(30);
 
 impl Scene {
     pub fn with(fault: Fault) -> Self {
@@ -62,28 +82,42 @@ impl Scene {
         write_secret(&folder.path().join("other-secret"), OTHER_SECRET.as_bytes()).unwrap();
         let networks = networks();
         let home = networks.0.clone();
-        if fault == Fault::ExternalMissing {
+        if matches!(fault, Fault::ExternalMissing | Fault::ExternalMistyped) {
             home.ip(&format!("addr add {INNER}/32 dev lo"));
+        }
+        let world = networks.1.clone();
+        match fault {
+            // A browser has the families that have a way to everybody.
+            Fault::V6Blocked => {
+                world.ip(&format!("route add default via {SERVER}"));
+                world.ip(&format!("-6 route add default via {SERVER_V6}"));
+            }
+            Fault::NoV6 => {
+                world.ip(&format!("route add default via {SERVER}"));
+                world.set("net/ipv6/conf/all/disable_ipv6", "1");
+            }
+            _ => {}
         }
         let site = Site::quietline_within(networks, folder.path(), |settings| change(settings, fault));
         // Only now: the relay must have been able to get ready.
         match fault {
             Fault::UdpBlocked => block(&home, &format!("ipproto udp dport {PORT}")),
             Fault::TcpBlocked => block(&home, &format!("ipproto tcp dport {PORT}")),
+            Fault::TlsBlocked => drop_what_comes(&home, &format!("tcp dport {USUAL_TLS_PORT}")),
+            Fault::TcpAndTlsBlocked => drop_what_comes(&home, &format!("tcp dport {{ {PORT}, {USUAL_TLS_PORT} }}")),
+            Fault::V6Blocked => drop_what_comes(&home, &format!("ip6 daddr {SERVER_V6}")),
             Fault::RelayPortsBlocked => block(&home, &format!("ipproto udp dport 49152-{LAST_PORT}")),
-            Fault::FileLimit => {
-                let process = site.process_id().to_string();
-                let status = Command::new("prlimit")
-                    .args(["--nofile=1000:1000", "--pid", &process])
-                    .status();
-                assert!(status.unwrap().success());
-            }
+            Fault::RelayPortsUnopened => drop_what_comes(&home, &format!("udp dport 49152-{LAST_PORT} ct state new")),
+            Fault::FileLimit => limit_files(&site, 1_000),
             _ => {}
         }
         let other = (fault == Fault::WrongSecret).then(|| {
             let folder = tempfile::tempdir().unwrap();
             (site.beside(folder.path()), folder)
         });
+        if matches!(fault, Fault::V6Blocked | Fault::NoV6) {
+            wait_until_up(&world);
+        }
         Self {
             site,
             trusted,
@@ -93,52 +127,133 @@ impl Scene {
         }
     }
 
-    /// `quietline-turn check`: faults of the machine from the relay's own, all others from the world. Exit code, and all it said.
+    /// `quietline-turn check`: faults of the machine from the relay's own, all others from the world, where nothing of the relay's machine
+    /// is but a copy of settings and secret. Exit code, and all it said.
     pub fn check(&self) -> (Option<i32>, String) {
-        let mut settings = relay_settings(SERVER);
-        change(&mut settings, self.fault);
-        if self.fault == Fault::WrongSecret {
-            set(&mut settings, "auth.timed", timed("other-secret"));
+        if matches!(self.fault, Fault::FileLimit | Fault::Buffers | Fault::ClockOff) {
+            return self.check_at_home(&[]);
         }
-        let file = self.folder.path().join("checked.toml");
-        std::fs::write(&file, settings.to_string()).unwrap();
+        let host = match self.fault {
+            Fault::StaleName => "turn.example.org",
+            _ => "1.2.3.4",
+        };
+        let urls = ["turn:HOST:3478", "turn:HOST:3478?transport=tcp", "turns:HOST:3478"];
+        let urls = urls.map(|url| url.replace("HOST", host));
+        self.check_elsewhere(&urls.each_ref().map(String::as_str))
+    }
+
+    /// On the relay's machine.
+    pub fn check_at_home(&self, words: &[&str]) -> (Option<i32>, String) {
+        let file = self.settings_in(self.folder.path());
         if self.fault == Fault::ClockOff {
             let later = SystemTime::now() + Duration::from_secs(3_600);
             let written = std::fs::File::options().append(true).open(&file).unwrap();
             written.set_modified(later).unwrap();
         }
-        let is_home = matches!(self.fault, Fault::FileLimit | Fault::Buffers | Fault::ClockOff);
-        let mut command = Command::new("prlimit");
-        // More than the relay asks for, unless that is the fault.
-        let files = if self.fault == Fault::FileLimit {
-            "1000:1000"
-        } else {
-            "20000:20000"
-        };
-        command.arg(format!("--nofile={files}")).arg(binary());
-        command.arg("check").arg("--settings").arg(&file);
-        if !is_home {
-            for url in [
-                "turn:1.2.3.4:3478",
-                "turn:1.2.3.4:3478?transport=tcp",
-                "turns:1.2.3.4:3478",
-            ] {
-                command.arg("--url").arg(url);
-            }
+        self.checked(
+            &self.site.home,
+            FILES,
+            &[&["--settings", file.to_str().unwrap()], words].concat(),
+        )
+    }
+
+    /// On the relay's machine, from a shell that may open so many files.
+    pub fn check_with_files(&self, files: u32) -> (Option<i32>, String) {
+        let file = self.settings_in(self.folder.path());
+        self.checked(&self.site.home, files, &["--settings", file.to_str().unwrap()])
+    }
+
+    /// On another machine.
+    pub fn check_elsewhere(&self, urls: &[&str]) -> (Option<i32>, String) {
+        let copy = tempfile::tempdir().unwrap();
+        for secret in ["secret", "other-secret"] {
+            let text = std::fs::read(self.folder.path().join(secret)).unwrap();
+            write_secret(&copy.path().join(secret), &text).unwrap();
         }
-        let network = if is_home { &self.site.home } else { &self.site.world };
+        let file = self.settings_in(copy.path());
+        let urls = urls.iter().flat_map(|url| ["--url", url]);
+        let words: Vec<&str> = ["--settings", file.to_str().unwrap()].into_iter().chain(urls).collect();
+        self.checked(&self.site.world, FILES, &words)
+    }
+
+    /// On another machine, with what an endpoint gave out and nothing else.
+    pub fn check_given(&self, answer: &str) -> (Option<i32>, String) {
+        let file = self.folder.path().join("answer.json");
+        std::fs::write(&file, answer).unwrap();
+        self.checked(&self.site.world, FILES, &["--credentials", file.to_str().unwrap()])
+    }
+
+    /// On the relay's machine, where the secrets are.
+    pub fn check_given_at_home(&self, answer: &str) -> (Option<i32>, String) {
+        let file = self.folder.path().join("answer.json");
+        std::fs::write(&file, answer).unwrap();
+        self.check_at_home(&["--credentials", file.to_str().unwrap()])
+    }
+
+    /// What `quietline-turn credentials` prints.
+    pub fn credentials(&self) -> String {
+        let file = self.settings_in(self.folder.path());
+        let output = self.site.home.run(|| {
+            let mut command = Command::new(binary());
+            command.arg("credentials").arg("--settings").arg(file).output()
+        });
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    }
+
+    /// The relay's own, but for what the fault is.
+    fn settings_in(&self, folder: &Path) -> PathBuf {
+        let mut settings = relay_settings(SERVER);
+        change(&mut settings, self.fault);
+        if self.fault == Fault::WrongSecret {
+            set(&mut settings, "auth.timed", timed("other-secret"));
+        }
+        let file = folder.join("checked.toml");
+        std::fs::write(&file, settings.to_string()).unwrap();
+        file
+    }
+
+    fn checked(&self, network: &Network, files: u32, words: &[&str]) -> (Option<i32>, String) {
+        let hosts = self.folder.path().join("hosts");
+        std::fs::write(&hosts, STALE_NAME).unwrap();
+        // Names are the system's to resolve: it is given a file of ours in a place of its own.
+        let mut command = Command::new("unshare");
+        command
+            .args([
+                "-m",
+                "sh",
+                "-c",
+                "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"",
+                "sh",
+            ])
+            .arg(hosts)
+            .arg("prlimit")
+            .arg(format!("--nofile={files}:{files}"))
+            .arg(binary())
+            .arg("check")
+            .args(words);
         let output = network.run(|| command.output()).unwrap();
         let said = [output.stdout, output.stderr].concat();
         (output.status.code(), String::from_utf8_lossy(&said).into_owned())
     }
 }
 
+/// More than the relay asks for.
+pub const FILES: u32 = 20_000;
+
+/// As `LimitNOFILE` of its unit would.
+pub fn limit_files(relay: &Site, files: u32) {
+    let limit = format!("--nofile={files}:{files}");
+    let process = relay.process_id().to_string();
+    let status = Command::new("prlimit").args([&*limit, "--pid", &*process]).status();
+    assert!(status.unwrap().success());
+}
+
 fn change(settings: &mut Table, fault: Fault) {
-    set(
-        settings,
-        "listen.addresses",
-        Value::Array(vec![SERVER.to_string().into()]),
-    );
+    let mut addresses = vec![Value::from(SERVER.to_string())];
+    if matches!(fault, Fault::StaleName | Fault::V6Blocked | Fault::NoV6) {
+        addresses.push(SERVER_V6.to_string().into());
+    }
+    set(settings, "listen.addresses", Value::Array(addresses));
     set(settings, "listen.certificate_file", "own.pem");
     set(settings, "listen.certificate_key_file", "own-key.pem");
     set(settings, "auth.timed", timed("secret"));
@@ -156,6 +271,14 @@ fn change(settings: &mut Table, fault: Fault) {
     };
     let server = SERVER.to_string();
     match fault {
+        Fault::TlsBlocked | Fault::TcpAndTlsBlocked => {
+            let ports = [PORT, USUAL_TLS_PORT].map(|port| i64::from(port).into());
+            set(settings, "listen.ports", Value::Array(ports.to_vec()));
+        }
+        Fault::ExternalMistyped => {
+            set(settings, "listen.name", NAME);
+            set(settings, "relay.address", relay(INNER, NOWHERE));
+        }
         Fault::ExternalWrong => set(settings, "relay.address", relay(&server, NOWHERE)),
         Fault::ExternalMissing => set(settings, "relay.address", relay(INNER, INNER)),
         // What clients are told is another operator's relay.
@@ -181,6 +304,26 @@ fn block(network: &Network, what: &str) {
     }
 }
 
+/// The same by the packet filter, which can tell more packets apart.
+fn drop_what_comes(network: &Network, what: &str) {
+    network.nft(&format!(
+        "table inet firewall {{ chain in {{ type filter hook input priority filter; {what} drop; }}; }}"
+    ));
+}
+
+/// A browser that starts before the kernel says that its cable is plugged in, a second later at most, finds no address of its own.
+fn wait_until_up(world: &Network) {
+    let deadline = Instant::now() + UP_WITHIN;
+    let is_up = || {
+        let output = Command::new("ip").args(["link", "show", "in"]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).contains("state UP")
+    };
+    while !world.run(is_up) {
+        assert!(Instant::now() < deadline, "the cable to the relay's network is not up");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// `own.pem` and `own-key.pem`: a server's certificate, the one between, and a root that nobody knows.
 fn write_certificate(folder: &Path, fault: Fault) -> String {
     let authority = |name: &str| {
@@ -195,15 +338,20 @@ fn write_certificate(folder: &Path, fault: Fault) -> String {
     let (between, between_key) = authority("In between");
     let between_pem = between.signed_by(&between_key, &root).unwrap().pem();
     let between = Issuer::new(between, between_key);
-    let name = if fault == Fault::CertificateName {
-        "turn.example.net"
-    } else {
-        "1.2.3.4"
+    let names = match fault {
+        Fault::CertificateName => vec!["turn.example.net".to_owned()],
+        _ => vec![SERVER.to_string(), SERVER_V6.to_string(), NAME.to_owned()],
     };
-    let mut own = CertificateParams::new(vec![name.to_owned()]).unwrap();
-    if fault == Fault::CertificateExpired {
-        own.not_before = date_time_ymd(2020, 1, 1);
-        own.not_after = date_time_ymd(2021, 1, 1);
+    let mut own = CertificateParams::new(names).unwrap();
+    match fault {
+        Fault::CertificateExpired => {
+            own.not_before = date_time_ymd(2020, 1, 1);
+            own.not_after = date_time_ymd(2021, 1, 1);
+        }
+        Fault::TlsBlocked | Fault::TcpAndTlsBlocked => {
+            own.not_after = (SystemTime::now() + Duration::from_hours(13 * 24 + 1)).into()
+        }
+        _ => {}
     }
     let own_key = KeyPair::generate().unwrap();
     let mut pem = own.signed_by(&own_key, &between).unwrap().pem();

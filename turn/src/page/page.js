@@ -1,7 +1,7 @@
 "use strict";
 // Calls this browser makes with itself through the relay. What relay and browser say is shown as text and never as markup.
 
-const GATHER = 11_000, CONNECT = 9_000, PING_EVERY = 20, PINGS = 200, PING_LENGTH = 172, LATE = 1_500;
+const GATHER = 11_000, CONNECT = 9_000, PING_EVERY = 20, PINGS = 200, PING_LENGTH = 172, LATE = 1_500, PAIRING = 500;
 const FLOOD_TIME = 1_000, FLOOD_LOOK = 50, FLOOD_LENGTH = 1_100, FLOOD_AHEAD = 65_536, CLOCK = 60_000;
 const KINDS = { udp: "UDP", tcp: "TCP", tls: "TLS" };
 const place = (id) => document.getElementById(id);
@@ -33,13 +33,19 @@ async function begin() {
 function wayOf(url) {
   const parts = /^(turns?):(\[.*\]|[^:?]*):(\d+)\?transport=(\w+)$/.exec(url) ?? [url, "turn", url, "", "udp"];
   const kind = parts[1] === "turns" ? "tls" : parts[4] === "tcp" ? "tcp" : "udp";
-  return { url, kind, host: parts[2].replace(/[[\]]/g, ""), stun: `stun:${parts[2]}:${parts[3]}` };
+  const host = parts[2].replace(/[[\]]/g, "");
+  return { url, kind, host, family: familyOf(host), port: Number(parts[3]), stun: `stun:${parts[2]}:${parts[3]}` };
 }
+
+// Of a name there is none.
+const familyOf = (address) => (address?.includes(":") ? "IPv6" : /^[\d.]+$/.test(address) ? "IPv4" : undefined);
 
 // ---- One call
 
-// Two ends in this page. `far` is what the second end may use; the first has relayed addresses only.
-function ends(near, far) {
+const same = (candidate) => candidate;
+
+// Two ends in this page: what each may use, and what the first is told of a candidate of the second, if anything.
+function ends(near, far, told = same) {
   const call = { errors: [], near: [], far: [], ends: [new RTCPeerConnection(near), new RTCPeerConnection(far)] };
   const [a, b] = call.ends;
   call.channel = a.createDataChannel("check", { ordered: false, maxRetransmits: 0 });
@@ -50,21 +56,25 @@ function ends(near, far) {
     a.addEventListener("icecandidate", first);
     a.addEventListener("icegatheringstatechange", () => a.iceGatheringState === "complete" && done(call.near.length > 0));
   });
-  for (const [own, other, list] of [[a, b, call.near], [b, a, call.far]]) {
-    own.addEventListener("icecandidate", ({ candidate }) => {
+  for (const [own, other, list, hand] of [[a, b, call.near, same], [b, a, call.far, told]]) {
+    own.addEventListener("icecandidate", async ({ candidate }) => {
       if (!candidate?.candidate) return;
       list.push(candidate);
-      other.addIceCandidate(candidate).catch(() => {});
+      const handed = hand(candidate);
+      await call.ready;
+      if (handed) other.addIceCandidate(handed).catch(() => {});
     });
     own.addEventListener("icecandidateerror", (event) => {
       if (call.errors.length < 20) call.errors.push({ code: event.errorCode, words: event.errorText });
     });
   }
+  // Candidates that are known by then would pass with the description, and pass nobody who looks at them.
+  const described = ({ type, sdp }) => ({ type, sdp: sdp.replace(/^a=(candidate:|end-of-candidates).*\r\n/gm, "") });
   call.ready = (async () => {
     await a.setLocalDescription();
-    await b.setRemoteDescription(a.localDescription);
+    await b.setRemoteDescription(described(a.localDescription));
     await b.setLocalDescription();
-    await a.setRemoteDescription(b.localDescription);
+    await a.setRemoteDescription(described(b.localDescription));
   })().catch(() => {});
   return call;
 }
@@ -142,10 +152,14 @@ async function tryWay(way, facts, shown) {
   }
 }
 
-// Two ends that share a relay meet inside of it. One that has no relay proves that the world reaches relayed addresses.
-async function tryOutside(way, facts) {
-  const server = { urls: [way.url], username: facts.server.username, credential: facts.server.credential };
-  const call = ends({ iceServers: [server], iceTransportPolicy: "relay" }, { iceServers: [{ urls: [way.stun] }] });
+// Two ends that share a relay meet inside of it. One that has no relay proves that the world reaches relayed addresses, if nothing was
+// sent to it first: what goes out through a firewall lets the answer in. A permission is for all ports of an address (RFC 8656 §9), so the
+// relayed end is told of a port where nobody is.
+async function tryOutside(ways, facts) {
+  const server = { urls: [ways[0].url], username: facts.server.username, credential: facts.server.credential };
+  // Of all, since each tells the second end its address of one family only.
+  const stun = { urls: ways.map((way) => way.stun) };
+  const call = ends({ iceServers: [server], iceTransportPolicy: "relay" }, { iceServers: [stun] }, besides);
   try {
     const works = Boolean(await within(CONNECT, call.open));
     const own = call.far.filter((candidate) => candidate.type === "srflx").map((candidate) => candidate.address);
@@ -155,49 +169,92 @@ async function tryOutside(way, facts) {
   }
 }
 
+// The same address, and a port so far away that no NAT which counts its ports up gives it out next. A host candidate may be the address
+// that the world sees, hidden behind a name, so only the others are told.
+function besides({ type, candidate, sdpMid, sdpMLineIndex, usernameFragment }) {
+  if (type !== "srflx") return null;
+  const elsewhere = (port) => (port < 32_768 ? port + 16_384 : port - 16_384);
+  const moved = candidate.replace(/^((?:\S+ ){5})(\d+)/, (_, before, port) => before + elsewhere(Number(port)));
+  return { candidate: moved, sdpMid, sdpMLineIndex, usernameFragment };
+}
+
+// The families that this network has, if the relay has both; empty if it cannot be told. A browser hides its own addresses, but pairs each
+// only with those of the same family (RFC 8445 §6.1.2.2). What it pairs and did not tell before is no address: a socket for any.
+async function familiesHere(ways) {
+  const there = new Map(ways.filter((way) => way.kind === "udp" && way.family).map((way) => [way.family, way]));
+  if (there.size < 2) return new Set();
+  const call = ends({}, {}, () => null), [own] = call.ends;
+  try {
+    await call.ready;
+    for (const { host, port } of there.values())
+      await own.addIceCandidate({ candidate: `candidate:1 1 udp 1 ${host} ${port} typ host`, sdpMLineIndex: 0 });
+    const deadline = performance.now() + GATHER;
+    while (own.iceGatheringState !== "complete" && performance.now() < deadline) await wait(PING_EVERY);
+    if (own.iceGatheringState !== "complete") return new Set();
+    await wait(PAIRING);
+    const stats = await own.getStats();
+    const isTold = ({ localCandidateId }) => call.near.some((candidate) => candidate.port === stats.get(localCandidateId)?.port);
+    const pairs = [...stats.values()].filter((one) => one.type === "candidate-pair" && isTold(one));
+    return new Set(pairs.map((pair) => familyOf(stats.get(pair.remoteCandidateId)?.address)).filter(Boolean));
+  } catch {
+    return new Set();
+  } finally {
+    close(call);
+  }
+}
+
 // ---- What it means
 
 const PRIVATE = /^(0|10|127|169\.254|192\.168|172\.(1[6-9]|2\d|3[01])|100\.(6[4-9]|[7-9]\d|1[01]\d|12[0-7]))\.|^(::1?$|f[cd]|fe[89ab])/i;
-const CERTIFICATE = /^(certificate-|chain-)/;
+// A certificate that ends soon, or that our own library cannot read, may be good to a browser.
+const BREAKS_TLS = /^(certificate-(expired|early|name|private)|chain-incomplete)$/;
 const TITLES = {
   "port-closed": "Nothing answers", "udp-blocked": "UDP is blocked", "tcp-blocked": "TCP is blocked", "tls-blocked": "TLS is blocked",
   "wrong-secret": "The credential is refused", "clock-off": "The clocks differ", "external-wrong": "The outer address is wrong",
   "external-missing": "The outer address is missing", "relay-ports-blocked": "Relayed addresses are not reached",
-  "certificate-expired": "The certificate has ended", "certificate-early": "The certificate is not good yet",
-  "certificate-name": "The certificate is for another name", "certificate-private": "The certificate is not publicly trusted",
+  "certificate-expired": "The certificate has ended", "certificate-ending": "The certificate ends soon",
+  "certificate-early": "The certificate is not good yet", "certificate-name": "The certificate is for another name",
+  "certificate-private": "The certificate is not publicly trusted",
   "certificate-unreadable": "The certificate cannot be read", "chain-incomplete": "The certificate chain is incomplete",
   "file-limit": "Too few open files", buffers: "Small socket buffers", "no-tls": "No TLS", "no-ipv4": "No IPv4 address",
   "no-media": "Calls are not set up", full: "The relay has no room", "no-secret": "No timed secret", "no-webrtc": "No WebRTC here",
-  "no-answer": "The relay's page does not answer",
+  "no-answer": "The relay's page does not answer", "no-address": "No relayed address is given",
 };
 
 function judge(facts, results, outside) {
   const faults = [], notes = [];
   const fault = (name, advice) => faults.some((known) => known.name === name) || faults.push({ name, advice });
   const hazard = (name) => facts.hazards.find((hazard) => hazard.name === name);
-  const of = (kind) => results.filter((result) => result.way.kind === kind);
-  const dead = (list) => list.length > 0 && list.every((result) => !result.allocated);
-  const refused = (result, code) => result.errors.some((error) => error.code === code);
-  const host = results[0]?.way.host ?? "";
+  const refused = (result, ...codes) => result.errors.some((error) => codes.includes(error.code));
+  const each = (values) => [...new Set(values)].join(", ");
+  const hosts = (results) => each(results.map((result) => result.way.host));
 
-  if (results.some((result) => refused(result, 401)))
-    fault("wrong-secret", `What answers at ${host} does not know this relay's secret: another relay is there, or one with another secret or clock. Give all relays of one name the same [[auth.timed]] secret_file.`);
-  if (results.some((result) => refused(result, 486) || refused(result, 508)))
+  const unknown = results.filter((result) => refused(result, 401));
+  if (unknown.length)
+    fault("wrong-secret", `What answers at ${hosts(unknown)} does not know this relay's secret: another relay is there, or one with another secret or clock. Give all relays of one name the same [[auth.timed]] secret_file.`);
+  if (results.some((result) => refused(result, 486, 508)))
     fault("full", "The relay answers and gives no address: [limits] or its ports are used up.");
-  const silent = results.filter((result) => !result.allocated && ![401, 486, 508].some((code) => refused(result, code)));
-  if (results.length && silent.length === results.length) {
-    fault("port-closed", `Nothing answers at ${host}. Does this name or address lead to the relay, and does the firewall let UDP and TCP in to its [listen] ports?`);
-  } else {
-    if (dead(of("udp")) && silent.some((result) => result.way.kind === "udp"))
-      fault("udp-blocked", `Over UDP nothing comes back. Let UDP in to port ${facts.port} in the firewall of the relay and of its provider; the visitor's own network may block it as well.`);
-    if (dead(of("tcp")) && silent.some((result) => result.way.kind === "tcp"))
-      fault("tcp-blocked", `Over TCP nothing comes back. Let TCP in to port ${facts.port} in the firewall of the relay and of its provider.`);
-    // On a port that TCP does not reach, TLS says nothing of itself.
-    if (!dead(of("tcp")) && dead(of("tls")) && silent.some((result) => result.way.kind === "tls")) {
-      const reasons = facts.hazards.filter((hazard) => CERTIFICATE.test(hazard.name));
-      reasons.forEach((reason) => fault(reason.name, reason.advice));
-      if (!reasons.length) fault("tls-blocked", "Over TLS no call begins. Is the port open, and does the browser accept the certificate?");
-    }
+  const silent = results.filter((result) => !result.allocated && !refused(result, 401, 486, 508));
+  const answers = (host) => results.some((result) => result.way.host === host && !silent.includes(result));
+  const closed = silent.filter((result) => !answers(result.way.host));
+  if (closed.length && "onicecandidateerror" in RTCPeerConnection.prototype)
+    fault("port-closed", `Nothing answers at ${hosts(closed)}. Does this name or address lead to the relay, and does the firewall let UDP and TCP in to its [listen] ports?`);
+  else if (closed.length)
+    fault("no-address", `Nothing answers at ${hosts(closed)}, or the credential is refused; this browser does not tell which. Open the page in another browser, such as Chromium, or run quietline-turn check.`);
+  const blocked = (kind) => silent.filter((result) => result.way.kind === kind && !closed.includes(result));
+  const [udp, tcp] = [blocked("udp"), blocked("tcp")];
+  // On a port that TCP does not reach, TLS says nothing of itself.
+  const tls = blocked("tls").filter(({ way }) => !tcp.some((other) => other.way.host === way.host && other.way.port === way.port));
+  const ports = (results) => each(results.map((result) => result.way.port));
+  if (udp.length)
+    fault("udp-blocked", `Over UDP nothing comes back from ${hosts(udp)}. Let UDP in to port ${ports(udp)} in the firewall of the relay and of its provider; the visitor's own network may block it as well.`);
+  if (tcp.length)
+    fault("tcp-blocked", `Over TCP nothing comes back from ${hosts(tcp)}. Let TCP in to port ${ports(tcp)} in the firewall of the relay and of its provider.`);
+  if (tls.length) {
+    const reasons = facts.hazards.filter((hazard) => BREAKS_TLS.test(hazard.name));
+    reasons.forEach((reason) => fault(reason.name, reason.advice));
+    if (!reasons.length)
+      fault("tls-blocked", `Over TLS no call begins at ${hosts(tls)}. Let TCP in to port ${ports(tls)} in the firewall of the relay and of its provider, and look whether the browser accepts the certificate.`);
   }
   const unheard = results.filter((result) => result.allocated && !result.works);
   if (unheard.length)
@@ -205,12 +262,15 @@ function judge(facts, results, outside) {
 
   if (outside && !outside.works) {
     const relayed = outside.relayed[0] ?? facts.advertised[0] ?? "";
-    const judged = outside.own.some((address) => address && !PRIVATE.test(address) && !facts.advertised.includes(address));
-    const elsewhere = hazard("external-wrong") || (/^[\d.]+$|:/.test(host) && !facts.advertised.includes(host));
+    const [family, host] = [familyOf(relayed), results[0].way.host];
+    // One who has no public address of the same family cannot tell.
+    const judged = outside.own.some((address) => familyOf(address) === family && !PRIVATE.test(address) && !facts.advertised.includes(address));
+    const places = facts.known_as.filter((address) => familyOf(address) === family);
+    const elsewhere = hazard("external-wrong") || (places.length && !places.includes(relayed));
     if (PRIVATE.test(relayed) && (judged || !PRIVATE.test(host)))
       fault("external-missing", `Clients are told ${relayed}, which nobody outside reaches. Set [[relay.address]] advertised to the outer address.`);
     else if (elsewhere && judged)
-      fault("external-wrong", `Packets sent to ${relayed} do not reach the relay, which is known as ${host}. Set [[relay.address]] advertised to the address that the world sees.`);
+      fault("external-wrong", `Packets sent to ${relayed} do not reach the relay, which is known as ${each(places) || host}. Set [[relay.address]] advertised to the address that the world sees${facts.advertised.length > 1 ? ", or, if this is another one of the relay, let UDP in to its [relay] ports" : ""}.`);
     else if (judged)
       fault("relay-ports-blocked", `Packets sent to ${relayed} do not reach the relay. Let UDP in to the [relay] ports, and look whether ${relayed} is its outer address.`);
     else
@@ -362,7 +422,7 @@ async function check() {
   if (!facts.server)
     return conclude("unsure", "The check needs a timed secret.", "Without one the relay has nothing to hand to a visitor.", alone("no-secret", facts.missing));
   const ways = facts.server.urls.map(wayOf);
-  facts.port = /:(\d+)\?/.exec(ways[0]?.url ?? "")?.[1] ?? "3478";
+  const families = familiesHere(ways);
   let left = ways.length + 1;
   const step = () => progress(0.1 + 0.85 * (1 - --left / (ways.length + 1)));
   progress(0.1);
@@ -372,19 +432,27 @@ async function check() {
     const result = await tryWay(way, facts, shown);
     shown.done(result);
     step();
-    return result;
+    return { ...result, shown };
   }));
+  const here = await families;
+  const has = (family) => here.has(family) || results.some((result) => result.allocated && result.way.family === family);
+  const beyond = here.size ? results.filter(({ way }) => way.family && !has(way.family)) : [];
+  beyond.forEach(({ way, shown }) => shown.state(`this network has no ${way.family}`));
+  const counted = results.filter((result) => !beyond.includes(result));
   const working = results.filter((result) => result.works);
-  const first = working.find((result) => result.way.kind === "udp");
-  const outside = first ? await tryOutside(first.way, facts) : null;
+  const open = working.filter((result) => result.way.kind === "udp").map((result) => result.way);
+  const outside = open.length ? await tryOutside(open, facts) : null;
   step();
-  const found = judge(facts, results, outside);
-  if (working.length === results.length && !found.faults.length)
+  const found = judge(facts, counted, outside);
+  if (beyond.length)
+    found.notes.push({ name: "family-unknown", advice: `This network has no ${beyond[0].way.family}: whether the relay answers at ${beyond[0].way.host} cannot be told from here.` });
+  const every = beyond.length ? "every way that this network has" : "every way";
+  if (working.length === counted.length && !found.faults.length)
     return conclude("works", "It works.", outside?.works
-      ? "Calls go through over every way, and packets from outside reach the relay."
-      : "Calls go through over every way.", found);
+      ? `Calls go through over ${every}, and packets from outside reach the relay.`
+      : `Calls go through over ${every}.`, found);
   if (working.length)
-    return conclude("partly", "It works, but not for everybody.", `${working.length} of ${results.length} ways carry a call. What is below keeps others from calling, or will.`, found);
+    return conclude("partly", "It works, but not for everybody.", `${working.length} of ${counted.length} ways carry a call. What is below keeps others from calling, or will.`, found);
   conclude("broken", "It does not work.", "No call came about. What is below is why.", found);
 }
 

@@ -64,7 +64,7 @@ impl World {
             let random = given.split_once(':').map_or(given, |(_, random)| random);
             self.values.mark(format!("{field} of a visitor"), random.as_bytes());
         }
-        for public in ["/advertised", "/server/urls"] {
+        for public in ["/advertised", "/known_as", "/server/urls"] {
             assert!(json.pointer_mut(public).unwrap().take().is_array(), "{public}");
         }
         self.sinks.add("/start", format!("{head}\n{json}"));
