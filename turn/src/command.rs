@@ -95,20 +95,42 @@ mod tests {
         };
         assert_eq!(parsed("run --settings a.toml"), Some(Command::Run(file("a.toml"))));
         let check = Check {
-            settings: "a.toml".into(),
+            settings: Some("a.toml".into()),
             settings_only: false,
             url: Vec::new(),
             stun: None,
+            credentials: None,
         };
         assert_eq!(parsed("check --settings a.toml"), Some(Command::Check(check.clone())));
         let elsewhere = Check {
             url: vec!["turns:a.example:443".parse().unwrap()],
+            ..check.clone()
+        };
+        assert_eq!(
+            parsed("check --settings a.toml --url turns:a.example:443"),
+            Some(Command::Check(elsewhere))
+        );
+        let seen = Check {
             stun: Some("b.example:3478".to_owned()),
+            ..check.clone()
+        };
+        assert_eq!(
+            parsed("check --settings a.toml --stun b.example:3478"),
+            Some(Command::Check(seen))
+        );
+        let given = Check {
+            settings: None,
+            credentials: Some("answer.json".into()),
+            ..check.clone()
+        };
+        assert_eq!(parsed("check --credentials answer.json"), Some(Command::Check(given)));
+        let known = Check {
+            credentials: Some("-".into()),
             ..check
         };
         assert_eq!(
-            parsed("check --settings a.toml --url turns:a.example:443 --stun b.example:3478"),
-            Some(Command::Check(elsewhere))
+            parsed("check --settings a.toml --credentials -"),
+            Some(Command::Check(known))
         );
         let wish = Setup { folder: "etc".into() };
         assert_eq!(parsed("setup --folder etc"), Some(Command::Setup(wish)));
@@ -131,6 +153,9 @@ mod tests {
             "check",
             "check --settings a --url turn",
             "check --settings a --settings-only --stun b:1",
+            "check --settings a --url turn:a.example --stun b:1",
+            "check --credentials b --settings-only",
+            "check --credentials b --url turn:a.example",
             "setup",
             "credentials",
             "credentials --settings a --life soon",

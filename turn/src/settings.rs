@@ -460,16 +460,103 @@ fn read_for(path: &Path, machine: &Machine, running: Option<&str>) -> Result<(Se
     Ok((all.expect("a part that is missing is a fault"), warnings))
 }
 
-/// The first user with a name and password of their own, for who has settings without a timed secret and must try them. A relay
-/// keeps only what it derives from them.
-pub fn first_user(path: &Path) -> Option<(String, Secret<String>)> {
-    let mut file = SettingsFile::read(path).ok()?;
-    let auth = file.section::<AuthSettings>("auth")?;
-    let password = read_secrets(&mut file, "auth.user", "password_file")
-        .into_iter()
-        .next()??;
-    let password = std::str::from_utf8(password.expose()).ok()?.to_owned();
-    Some((auth.user.first()?.name.clone(), Secret::new(password)))
+/// What a call needs. All else in the file is about the relay's own machine, and the files it names may be there alone.
+pub struct CallSettings {
+    pub realm: String,
+    pub timed_max_life: Duration,
+    pub caller: Caller,
+}
+
+/// As whom one calls. A relay keeps only what it derives from a password.
+pub enum Caller {
+    /// Under names that one timed secret is good for.
+    Timed(Credentials),
+    User {
+        name: String,
+        password: Secret<String>,
+    },
+}
+
+/// Reads what a call needs, with the first secret that is on this machine, or else the first password.
+pub fn read_for_calls(path: &Path) -> Result<(CallSettings, Warnings), Faults> {
+    let mut file = SettingsFile::read(path)?;
+    let auth = file.section::<AuthSettings>("auth");
+    let limits = file.section::<LimitsSettings>("limits");
+    let caller = auth.as_ref().and_then(|auth| read_caller(&mut file, auth));
+    let warnings = file.finish_partly()?;
+    let all = (|| {
+        Some(CallSettings {
+            realm: auth?.realm,
+            timed_max_life: limits?.timed_max_life.get(),
+            caller: caller?,
+        })
+    })();
+    Ok((all.expect("a part that is missing is a fault"), warnings))
+}
+
+/// `None` is a fault.
+fn read_caller(file: &mut SettingsFile, auth: &AuthSettings) -> Option<Caller> {
+    let timed = file.paths("auth.timed", "secret_file");
+    let users = file.paths("auth.user", "password_file");
+    let is_here = |(_, path): &(String, Option<PathBuf>)| path.as_ref().is_some_and(|path| path.exists());
+    let (timed_here, user_here) = (timed.iter().position(is_here), users.iter().position(is_here));
+    // If nothing is here, the first is named as missing.
+    let is_timed = timed_here.is_some() || user_here.is_none() && !timed.is_empty();
+    if is_timed {
+        let number = timed_here.unwrap_or_default();
+        let (place, path) = timed.into_iter().nth(number)?;
+        let secret = file.secret_text(&place, &path?, SECRET_LIMIT)?;
+        let secret = match TimedSecret::new(auth.timed.get(number)?.algorithm, secret) {
+            Ok(secret) => secret,
+            Err(fault) => {
+                file.fault(&place, fault.to_string(), "the secret that the relay has");
+                return None;
+            }
+        };
+        match Credentials::new(&auth.realm, Vec::new(), vec![secret]) {
+            Ok(credentials) => return Some(Caller::Timed(credentials)),
+            Err(fault) => {
+                file.fault("auth.realm", fault.to_string(), "a short word");
+                return None;
+            }
+        }
+    }
+    let number = user_here.unwrap_or_default();
+    let Some((place, path)) = users.into_iter().nth(number) else {
+        file.fault("auth", "has nobody who may call", "[[auth.timed]] or [[auth.user]]");
+        return None;
+    };
+    let password = file.secret_text(&place, &path?, SECRET_LIMIT)?;
+    let name = auth.user.get(number)?.name.clone();
+    match std::str::from_utf8(password.expose()) {
+        Ok(password) => Some(Caller::User {
+            name,
+            password: Secret::new(password.to_owned()),
+        }),
+        Err(_) => {
+            file.fault(&place, "is not text", "a password in UTF-8");
+            None
+        }
+    }
+}
+
+/// The setting of the timed secret that makes this password of this name, of those whose files are on this machine.
+pub fn timed_secret_of(path: &Path, username: &str, password: &str) -> Result<Option<String>, Faults> {
+    let mut file = SettingsFile::read(path)?;
+    let auth = file.section::<AuthSettings>("auth");
+    let timed = auth.map(|auth| auth.timed).unwrap_or_default();
+    let mut found = None;
+    for ((place, path), settings) in file.paths("auth.timed", "secret_file").into_iter().zip(timed) {
+        let Some(path) = path.filter(|path| path.exists()) else {
+            continue;
+        };
+        let secret = file.secret_text(&place, &path, SECRET_LIMIT);
+        let secret = secret.and_then(|secret| TimedSecret::new(settings.algorithm, secret).ok());
+        if secret.is_some_and(|secret| secret.password(username.as_bytes()).text() == password) {
+            found = Some(place);
+        }
+    }
+    file.finish_partly().map(|_| found)
 }
 
 /// The files with secrets that the settings name, each with its setting.

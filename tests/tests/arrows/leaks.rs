@@ -81,6 +81,7 @@ const MAY_FORMAT: &[&str] = &[
     "turn/src/settings.rs",
     // What an operator asked for, about the operator's own machine.
     "turn/src/command/check.rs",
+    "turn/src/command/check/here.rs",
     "turn/src/command/check/trial.rs",
     "turn/src/hazards.rs",
     "turn/src/offer.rs",

@@ -1,79 +1,174 @@
 //! Whether the relay works: settings, the machine, and calls through it as clients make them.
 //!
-//! In: settings, what clients are told or what `--url` says. Out: for each URL how well a call goes or what is wrong, in words that say what
-//! to do. Never: changes anything, or waits for anything without a deadline. Where no relay runs, one with these settings serves the trial
-//! and ends with it. Only here, to the operator, are addresses printed.
+//! In: settings of this machine and what clients are told; or `--url` and a copy of settings; or what was given out for calls. Out: for
+//! each URL how well a call goes or what is wrong, in words that say what to do. Never: changes anything, judges this machine for the
+//! relay's, or waits for anything without a deadline. Where no relay runs, one with these settings serves the trial and ends with it.
+//! Only here, to the operator, are addresses printed.
 
 mod client;
+mod given;
+mod here;
 mod link;
 mod trial;
 
 use super::read_settings;
-use crate::app::Relay;
-use crate::hazards::{Hazard, Standing, Trouble};
+use crate::hazards::{Hazard, Trouble};
 use crate::machine::Machine;
 use crate::offer::{TurnUrl, urls};
-use crate::settings::{self, Place, Settings};
+use crate::settings::{self, CallSettings, Chain, Place};
 use clap::Args;
-use client::Client;
-use link::Link;
-use quietline_shared::service::command::{Exit, report_memory};
+use here::Host;
+use quietline_shared::service::command::{Exit, report_faults, report_memory, report_warnings};
+use quietline_shared::service::config::Faults;
 use std::fmt::Display;
-use std::io::{self, ErrorKind, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
-use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
-use trial::{Known, Outside, Trial, resolved, tried};
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+#[cfg(feature = "call")]
+use std::time::Duration;
+use trial::{Known, Outside, Trial, tried};
+use turn_core::wire::Transport;
 
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// The settings, TOML.
-    #[arg(long, value_name = "FILE")]
-    pub settings: PathBuf,
+    /// The settings, TOML. With --url a copy with a secret is enough: only [auth] and [limits] are read.
+    #[arg(long, value_name = "FILE", required_unless_present = "credentials")]
+    pub settings: Option<PathBuf>,
     /// Read the settings and look at the machine, and make no call.
     #[arg(long, conflicts_with_all = ["url", "stun"])]
     pub settings_only: bool,
-    /// A relay to try, in place of those that clients are told: from elsewhere, with a copy of the settings. May be given several times.
-    #[arg(long, value_name = "URL")]
+    /// A relay elsewhere to try, in place of those that clients are told. This machine is not looked at. May be given several times.
+    #[arg(long, value_name = "URL", conflicts_with = "stun")]
     pub url: Vec<TurnUrl>,
     /// A STUN server out in the world, host:port, that says which address it sees: does it agree with what clients are told?
     #[arg(long, value_name = "HOST:PORT")]
     pub stun: Option<String>,
+    /// What was given out for calls: JSON as POST /turn/credentials answers and the command credentials prints it. Its URLs are tried with
+    /// its names and passwords; with --settings it is said which of their secrets made them. - is standard input.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["settings_only", "url", "stun"])]
+    pub credentials: Option<PathBuf>,
 }
 
 pub fn check(wish: &Check, machine: &Machine, out: &mut dyn Write, errors: &mut dyn Write) -> io::Result<Exit> {
-    let settings = match read_settings(&wish.settings, machine, errors)? {
-        Ok(settings) => settings,
-        Err(exit) => return Ok(exit),
-    };
-    let mut report = Report {
+    let report = Report {
         out,
         errors,
         warned: Vec::new(),
-        faults: 0,
+        faults: Vec::new(),
+        calls: 0,
     };
-    describe(&settings, &mut report)?;
-    for hazard in Standing::new(&wish.settings, &settings).hazards(SystemTime::now()) {
-        report.warn(&hazard)?;
+    match (&wish.settings, &wish.credentials) {
+        (settings, Some(file)) => as_given(file, settings.as_deref(), report),
+        (Some(file), _) if wish.url.is_empty() => here(wish, file, machine, report),
+        (Some(file), _) => elsewhere(wish, file, report),
+        // The command line asks for one of them.
+        (None, None) => Ok(Exit::Failed),
     }
+}
+
+/// The relay of this machine.
+fn here(wish: &Check, file: &Path, machine: &Machine, mut report: Report<'_>) -> io::Result<Exit> {
+    let settings = match read_settings(file, machine, report.errors)? {
+        Ok(settings) => settings,
+        Err(exit) => return Ok(exit),
+    };
+    here::describe(&settings, &mut report)?;
+    here::hazards(file, &settings, &mut report)?;
     report_memory(report.out, report.errors)?;
     report.say("settings are good")?;
     if wish.settings_only {
         return Ok(Exit::Done);
     }
     report.out.flush()?;
-    calls(wish, &settings, machine, &mut report)?;
-    if let Some(server) = &wish.stun {
-        outer_address(server, &settings.place, &mut report)?;
-    }
-    match report.faults {
-        0 => {
-            report.say("the relay works")?;
-            Ok(Exit::Done)
+    let chain = settings.certificate.as_ref().map(|certificate| &certificate.chain);
+    // What there is to warn of was said.
+    let to_call = settings::read_for_calls(file).map(|(to_call, _)| to_call);
+    let known = match known(to_call, chain, &mut report)? {
+        Ok(known) => known,
+        Err(exit) => return Ok(exit),
+    };
+    // Serves until the end of the calls.
+    let host = here::host(file, &settings, machine, &mut report)?;
+    if !matches!(host, Host::Nobody) {
+        let told = urls(&settings);
+        let jobs: Vec<_> = told.iter().map(|url| (url, &known)).collect();
+        let trials = calls(&jobs, Some(&settings.place), &mut report)?;
+        let is_refused = trials.iter().any(|trial| trial.outside == Outside::Refused);
+        let is_ours = |trial: &Trial<'_>| machine.addresses().contains(&trial.seen_from);
+        if !is_refused && trials.iter().any(is_ours) {
+            report.say("no firewall stands between this machine and itself: check --url on another machine as well")?;
         }
-        _ => {
-            report.say("the relay does not work for everybody")?;
-            Ok(Exit::Failed)
+    }
+    drop(host);
+    if let Some(server) = &wish.stun {
+        here::outer_address(server, &settings.place, &mut report)?;
+    }
+    report.verdict()
+}
+
+/// Relays of other machines, as who may call through them.
+fn elsewhere(wish: &Check, file: &Path, mut report: Report<'_>) -> io::Result<Exit> {
+    let to_call = match settings::read_for_calls(file) {
+        Ok((to_call, warnings)) => {
+            report_warnings(&warnings, report.errors)?;
+            Ok(to_call)
+        }
+        Err(faults) => Err(faults),
+    };
+    let known = match known(to_call, None, &mut report)? {
+        Ok(known) => known,
+        Err(exit) => return Ok(exit),
+    };
+    let jobs: Vec<_> = wish.url.iter().map(|url| (url, &known)).collect();
+    calls(&jobs, None, &mut report)?;
+    report.verdict()
+}
+
+/// Relays that somebody gave out credentials for. `settings`: where the secrets are, of which one may have made them.
+fn as_given(file: &Path, settings: Option<&Path>, mut report: Report<'_>) -> io::Result<Exit> {
+    let given = match given::read(file) {
+        Ok(given) => given,
+        Err(fault) => {
+            writeln!(report.errors, "--credentials: {fault}")?;
+            return Ok(Exit::Failed);
+        }
+    };
+    for server in &given {
+        let (Some(settings), Some(url)) = (settings, server.urls.first()) else {
+            continue;
+        };
+        match settings::timed_secret_of(settings, &server.ticket.username, server.ticket.password()) {
+            Ok(Some(secret)) => report.say(format_args!("the credential for {url} was made with {secret}"))?,
+            Ok(None) => report.say(format_args!(
+                "the credential for {url} was made with no secret of these settings"
+            ))?,
+            Err(faults) => return report_faults(&faults, report.errors),
+        }
+    }
+    let given = given.into_iter().map(|given| (given.urls, Known::given(given.ticket)));
+    let given: Vec<_> = given.collect();
+    let jobs = given
+        .iter()
+        .flat_map(|(urls, known)| urls.iter().map(move |url| (url, known)));
+    calls(&jobs.collect::<Vec<_>>(), None, &mut report)?;
+    report.verdict()
+}
+
+/// `chain`: what the settings name, if they are of the relay that is called.
+fn known(
+    to_call: Result<CallSettings, Faults>,
+    chain: Option<&Chain>,
+    report: &mut Report<'_>,
+) -> io::Result<Result<Known, Exit>> {
+    let to_call = match to_call {
+        Ok(to_call) => to_call,
+        Err(faults) => return report_faults(&faults, report.errors).map(Err),
+    };
+    match Known::new(to_call, chain.cloned()) {
+        Ok(known) => Ok(Ok(known)),
+        Err(fault) => {
+            writeln!(report.errors, "{fault}")?;
+            Ok(Err(Exit::Failed))
         }
     }
 }
@@ -82,7 +177,9 @@ struct Report<'a> {
     out: &'a mut dyn Write,
     errors: &'a mut dyn Write,
     warned: Vec<Trouble>,
-    faults: u32,
+    faults: Vec<Hazard>,
+    /// That came about.
+    calls: usize,
 }
 
 impl Report<'_> {
@@ -96,58 +193,52 @@ impl Report<'_> {
         writeln!(self.errors, "warning: {}: {}", hazard.trouble.label(), hazard.advice)
     }
 
+    /// Said once, however many trials find it.
     fn fault(&mut self, hazard: &Hazard) -> io::Result<()> {
-        self.faults += 1;
+        if self.faults.contains(hazard) {
+            return Ok(());
+        }
+        self.faults.push(hazard.clone());
         writeln!(self.errors, "fault: {}: {}", hazard.trouble.label(), hazard.advice)
     }
-}
 
-fn describe(settings: &Settings, report: &mut Report<'_>) -> io::Result<()> {
-    for listener in &settings.place.listeners {
-        let tls = if settings.certificate.is_some() { " and TLS" } else { "" };
-        report.say(format_args!("listens on {listener} for UDP and TCP{tls}"))?;
-    }
-    let (first, last) = settings.place.relays.ports();
-    for relay in (0..).map_while(|number| settings.place.relays.get(number)) {
-        let told = match relay.bind == relay.advertised {
-            true => String::new(),
-            false => format!(", which clients know as {}", relay.advertised),
+    fn verdict(mut self) -> io::Result<Exit> {
+        let (words, exit) = match (self.faults.is_empty(), self.calls) {
+            (true, 1..) => ("the relay works", Exit::Done),
+            (true, 0) => ("no call was tried: nothing is known of the relay", Exit::Failed),
+            (false, _) => ("the relay does not work for everybody", Exit::Failed),
         };
-        report.say(format_args!("relays on {} ports {first} to {last}{told}", relay.bind))?;
+        self.say(words)?;
+        Ok(exit)
     }
-    for url in urls(settings) {
-        report.say(format_args!("clients use {url}"))?;
-    }
-    if let Some(group) = settings.key_exchange() {
-        report.say(format_args!("a capable client gets {group} as the key exchange of TLS"))?;
-    }
-    Ok(())
 }
 
-fn calls(wish: &Check, settings: &Settings, machine: &Machine, report: &mut Report<'_>) -> io::Result<()> {
-    let is_ours = wish.url.is_empty();
-    let told = if is_ours { urls(settings) } else { wish.url.clone() };
-    let known = match Known::new(&wish.settings, settings, is_ours) {
-        Ok(known) => known,
-        Err(fault) => return report.fault(&Hazard::new(Trouble::WrongSecret, fault.to_string())),
-    };
-    // Serves until the end of the calls.
-    let spare = match is_ours {
-        true => spare_relay(wish, settings, machine, report)?,
-        false => None,
-    };
-    let mut trials: Vec<Trial> = std::thread::scope(|scope| {
-        let threads: Vec<_> = told.iter().map(|url| scope.spawn(|| tried(url, &known))).collect();
+/// `place`: where the relay of this machine is, if it is the one that is called.
+fn calls<'a>(
+    jobs: &[(&'a TurnUrl, &'a Known)],
+    place: Option<&Place>,
+    report: &mut Report<'_>,
+) -> io::Result<Vec<Trial<'a>>> {
+    let ended: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = jobs
+            .iter()
+            .map(|(url, known)| scope.spawn(|| tried(url, known)))
+            .collect();
         // A trial that panics is a bug that has told where it is; the others are as good.
         threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
     });
-    if let Some(hazard) = nobody(&trials, settings, is_ours) {
+    let mut trials = Vec::new();
+    for of_url in ended {
+        match of_url {
+            Ok(of_url) => trials.extend(of_url),
+            Err(leads_nowhere) => report.fault(&leads_nowhere)?,
+        }
+    }
+    for hazard in silent_hosts(&mut trials, place) {
         report.fault(&hazard)?;
-        trials
-            .iter_mut()
-            .for_each(|trial| trial.found.retain(|hazard| !is_silence(hazard)));
     }
     for trial in &trials {
+        report.calls += usize::from(trial.figures.is_some());
         report.say(trial)?;
         for hazard in &trial.found {
             if !hazard.trouble.is_about_a_certificate() {
@@ -158,160 +249,84 @@ fn calls(wish: &Check, settings: &Settings, machine: &Machine, report: &mut Repo
             }
         }
     }
-    // What a TURN client finds, WebRTC finds no other way.
-    if let Some(trial) = trials.iter().find(|trial| trial.is_for_webrtc()) {
-        webrtc(&trial.url, &known, report)?;
+    // What a TURN client finds, WebRTC finds no other way. The library knows UDP alone, and binds to IPv4.
+    let over_udp = || {
+        trials
+            .iter()
+            .filter(|trial| trial.figures.is_some() && trial.url.transport == Transport::Udp)
+    };
+    match over_udp().find(|trial| trial.server.is_ipv4()) {
+        Some(trial) => webrtc(trial, report)?,
+        None if over_udp().next().is_some() => {
+            report.say("the WebRTC client knows IPv4 alone: only the TURN client has called")?;
+        }
+        None => {}
     }
-    drop(spare);
     if trials.iter().any(|trial| trial.outside == Outside::Refused) {
         report.say(
             "whether the world reaches relayed addresses cannot be told from here: check --url on another machine",
         )?;
-    } else if trials
-        .iter()
-        .any(|trial| machine.addresses().contains(&trial.seen_from))
-        && is_ours
-    {
-        report.say("no firewall stands between this machine and itself: check --url on another machine as well")?;
     }
-    Ok(())
+    Ok(trials)
 }
 
-/// If not one URL gave any answer, that is one fault.
-fn nobody(trials: &[Trial], settings: &Settings, is_ours: bool) -> Option<Hazard> {
-    if trials.is_empty() || !trials.iter().all(|trial| trial.found.iter().any(is_silence)) {
-        return None;
-    }
-    let host = trials.first().map_or("", |trial| &trial.url.host);
-    let here = settings
-        .place
-        .listeners
-        .iter()
-        .find(|listener| is_ours && answers(**listener));
-    Some(match here {
-        Some(here) => Hazard::new(
-            Trouble::ExternalWrong,
-            format!(
-                "the relay answers at {here} of this machine and not at {host}, which clients are told: is that its outer address? A NAT \
-                 that does not let this machine reach its own outer address looks the same: then check --url on another machine"
-            ),
-        ),
-        None => Hazard::new(
-            Trouble::PortClosed,
-            format!(
-                "nothing answers at {host}: does it lead to the relay, does the relay run, does the firewall let UDP and TCP in?"
-            ),
-        ),
-    })
-}
-
-fn is_silence(hazard: &Hazard) -> bool {
-    matches!(
-        hazard.trouble,
-        Trouble::UdpBlocked | Trouble::TcpBlocked | Trouble::TlsBlocked
-    )
-}
-
-/// Whether a STUN server answers there over UDP.
-fn answers(server: SocketAddr) -> bool {
-    seen_by(server, None).is_some()
-}
-
-/// How a STUN server sees a new socket of this machine's, bound to this address.
-fn seen_by(server: SocketAddr, from: Option<IpAddr>) -> Option<SocketAddr> {
-    let link = Link::udp_from(server, from).ok()?;
-    Client::stranger(link, STUN_PATIENCE).mapped().ok()
-}
-
-/// What a STUN server sees is what clients must be told.
-fn outer_address(server: &str, place: &Place, report: &mut Report<'_>) -> io::Result<()> {
-    let name_and_port = server
-        .rsplit_once(':')
-        .and_then(|(name, port)| Some((name, port.parse().ok()?)));
-    let Some((name, port)) = name_and_port else {
-        return report.fault(&Hazard::new(Trouble::Name, "--stun is host:port"));
-    };
-    let servers = resolved(name.trim_matches(['[', ']']), port);
-    for relay in (0..).map_while(|number| place.relays.get(number)) {
-        let Some(server) = servers.iter().find(|server| server.is_ipv4() == relay.bind.is_ipv4()) else {
-            continue;
+/// If of a host's one address family not one URL gave any answer, that is one fault in place of one of each transport.
+fn silent_hosts(trials: &mut [Trial<'_>], place: Option<&Place>) -> Vec<Hazard> {
+    let mut silent: Vec<(String, SocketAddr)> = Vec::new();
+    for trial in trials.iter() {
+        let is_known = silent.iter().any(|(host, server)| is_of(trial, host, *server));
+        let of_host = || {
+            trials
+                .iter()
+                .filter(|other| is_of(other, &trial.url.host, trial.server))
         };
-        match seen_by(*server, Some(relay.bind)) {
-            Some(seen) if seen.ip() == relay.advertised => {
-                report.say(format_args!(
-                    "{} is seen as {}, as clients are told",
-                    relay.bind,
-                    seen.ip()
-                ))?;
-            }
-            Some(seen) => report.fault(&Hazard::new(
-                match relay.bind == relay.advertised {
-                    true => Trouble::ExternalMissing,
-                    false => Trouble::ExternalWrong,
-                },
-                format!(
-                    "the world sees {} as {}, and clients are told {}: set [[relay.address]] advertised = \"{}\"",
-                    relay.bind,
-                    seen.ip(),
-                    relay.advertised,
-                    seen.ip()
-                ),
-            ))?,
-            None => report.say(format_args!("{server} does not say how it sees {}", relay.bind))?,
+        if !is_known && of_host().all(|other| other.is_silent) {
+            silent.push((trial.url.host.clone(), trial.server));
         }
     }
-    Ok(())
+    for (host, server) in &silent {
+        for trial in trials.iter_mut().filter(|trial| is_of(trial, host, *server)) {
+            trial.found.clear();
+        }
+    }
+    let hazards = silent.iter().map(|(host, server)| {
+        let ip = server.ip().to_string();
+        let host = if *host == ip { ip } else { format!("{host} ({ip})") };
+        let here = place.and_then(|place| here::answering(&place.listeners, server.is_ipv6()));
+        match here {
+            Some(here) => Hazard::new(
+                Trouble::ExternalWrong,
+                format!(
+                    "the relay answers at {here} of this machine and not at {host}, which clients are told: is that its outer address? A NAT \
+                     that does not let this machine reach its own outer address looks the same: then check --url on another machine"
+                ),
+            ),
+            None => Hazard::new(
+                Trouble::PortClosed,
+                format!(
+                    "nothing answers at {host}: does it lead to the relay, does the relay run, does the firewall let UDP and TCP in?"
+                ),
+            ),
+        }
+    });
+    hazards.collect()
 }
 
-/// A relay with these settings, if none runs: whoever checks before the first start learns as much.
-fn spare_relay(
-    wish: &Check,
-    settings: &Settings,
-    machine: &Machine,
-    report: &mut Report<'_>,
-) -> io::Result<Option<Relay>> {
-    let refused = settings.place.listeners.iter().find_map(|listener| {
-        let udp = UdpSocket::bind(listener).err();
-        udp.or_else(|| TcpListener::bind(listener).err())
-            .map(|error| (*listener, error.kind()))
-    });
-    match refused {
-        Some((_, ErrorKind::AddrInUse)) => return Ok(None),
-        Some((listener, ErrorKind::PermissionDenied)) => {
-            report.say(format_args!(
-                "no relay runs here, and this user may not listen on {listener}: start the relay, or check as root"
-            ))?;
-            return Ok(None);
-        }
-        Some((listener, _)) => {
-            report.say(format_args!(
-                "no relay can run here: {listener} is no address of this machine (check --url tries a relay elsewhere)"
-            ))?;
-            return Ok(None);
-        }
-        None => {}
-    }
-    let Ok((settings, _)) = settings::read(&wish.settings, machine) else {
-        return Ok(None);
-    };
-    match Relay::start(settings, &wish.settings, machine.clone()) {
-        Ok(relay) => {
-            report.say("no relay runs here: one with these settings serves this check")?;
-            Ok(Some(relay))
-        }
-        Err(fault) => {
-            report.fault(&Hazard::new(Trouble::PortClosed, fault.to_string()))?;
-            Ok(None)
-        }
-    }
+fn is_of(trial: &Trial<'_>, host: &str, server: SocketAddr) -> bool {
+    trial.url.host == host && trial.server.is_ipv6() == server.is_ipv6()
 }
 
 #[cfg(feature = "call")]
-fn webrtc(url: &TurnUrl, known: &Known, report: &mut Report<'_>) -> io::Result<()> {
+fn webrtc(trial: &Trial<'_>, report: &mut Report<'_>) -> io::Result<()> {
     // Its library asks for one of the process; it brings a second kind of its own.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let Some(ticket) = known.tickets.first() else {
+    let Some(ticket) = trial.known.tickets.first() else {
         return Ok(());
+    };
+    // Not the name: of its addresses the library would take one that it cannot reach.
+    let url = TurnUrl {
+        host: trial.server.ip().to_string(),
+        ..trial.url.clone()
     };
     let server = turn_call::Server {
         url: url.to_string(),
@@ -324,25 +339,29 @@ fn webrtc(url: &TurnUrl, known: &Known, report: &mut Report<'_>) -> io::Result<(
         .build()?;
     let call = runtime.block_on(turn_call::call(&server, WEBRTC_PACKETS, WEBRTC_PATIENCE));
     runtime.shutdown_background();
-    match call {
-        Ok(call) => report.say(format_args!(
-            "{url}: WebRTC works: set up in {}, {}",
-            trial::milliseconds(call.set_up),
-            trial::passage(&call.round_trips, call.sent)
-        )),
-        Err(fault) => report.fault(&Hazard::new(
-            Trouble::NoMedia,
-            format!("{url} serves a TURN client, and no WebRTC call comes about: {fault}"),
-        )),
-    }
+    let told = trial.told();
+    let what = match call {
+        Ok(call) if trial::is_a_call(&call.round_trips, call.sent) => {
+            return report.say(format_args!(
+                "{told}: WebRTC works: set up in {}, {}",
+                trial::milliseconds(call.set_up),
+                trial::passage(&call.round_trips, call.sent)
+            ));
+        }
+        Ok(call) => format!("of its packets {} of {} come back", call.round_trips.len(), call.sent),
+        Err(fault) => fault.to_string(),
+    };
+    report.fault(&Hazard::new(
+        Trouble::NoMedia,
+        format!("{told} serves a TURN client, and no WebRTC call comes about: {what}"),
+    ))
 }
 
 #[cfg(not(feature = "call"))]
-fn webrtc(_: &TurnUrl, _: &Known, report: &mut Report<'_>) -> io::Result<()> {
+fn webrtc(_: &Trial<'_>, report: &mut Report<'_>) -> io::Result<()> {
     report.say("this program was built without its WebRTC client: only the TURN client has called")
 }
 
-const STUN_PATIENCE: Duration = Duration::from_secs(2);
 #[cfg(feature = "call")]
 const WEBRTC_PACKETS: u32 = 50;
 #[cfg(feature = "call")]

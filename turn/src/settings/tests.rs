@@ -491,3 +491,74 @@ fn each_secret_has_its_algorithm_and_the_first_makes_new_credentials() {
         None
     );
 }
+
+#[test]
+fn a_call_needs_no_file_but_a_secret_or_a_password() {
+    let home = Home::new();
+    let to_call = |text: &str| {
+        home.write("copy.toml", text);
+        let read = read_for_calls(&home.0.path().join("copy.toml"));
+        read.map(|(settings, _)| settings).map_err(|faults| faults.0)
+    };
+    // Files, addresses and sections that only the relay's own machine can have.
+    let rest =
+        "listen.addresses = ['::']\nlisten.certificate_file = 'missing.pem'\ntransparency.requests_file = 'missing'\n";
+    let settings = to_call(&format!(
+        "auth.realm = 'example'\nauth.timed = [{{ secret_file = 'missing' }}, {{ secret_file = 'secret', algorithm = 'sha256' }}]\n\
+         auth.user = [{{ name = 'alice', password_file = 'password' }}]\nlimits.timed_max_life = '2h'\n{rest}"
+    ));
+    let settings = settings.ok().unwrap();
+    assert_eq!(
+        (settings.realm.as_str(), settings.timed_max_life.as_secs()),
+        ("example", 7_200)
+    );
+    let Caller::Timed(credentials) = settings.caller else {
+        panic!("the secret that is here makes names");
+    };
+    assert_eq!(credentials.timed_password(b"1").unwrap().expose().len(), 44, "SHA-256");
+
+    let user = to_call("auth.user = [{ name = 'alice', password_file = 'password' }]")
+        .ok()
+        .unwrap();
+    assert!(
+        matches!(user.caller, Caller::User { name, password } if name == "alice" && password.expose() == "053c268164bc7bd7")
+    );
+    for (text, place) in [
+        (
+            "auth.timed = [{ secret_file = 'missing' }]",
+            "auth.timed[0].secret_file",
+        ),
+        (
+            "auth.user = [{ name = 'alice', password_file = 'missing' }]",
+            "auth.user[0].password_file",
+        ),
+        (
+            "auth.timed = [{ secret_file = 'password' }]",
+            "auth.timed[0].secret_file",
+        ),
+        (rest, "auth"),
+    ] {
+        let faults = to_call(text).err().unwrap();
+        assert_eq!(faults.iter().map(|fault| &*fault.place).collect::<Vec<_>>(), [place]);
+    }
+}
+
+#[test]
+fn a_credential_tells_which_of_the_secrets_made_it() {
+    let home = Home::new();
+    home.write(
+        "turn.toml",
+        "auth.timed = [{ secret_file = 'missing' }, { secret_file = 'secret' }, { secret_file = 'other-secret', algorithm = 'sha256' }]",
+    );
+    let file = home.0.path().join("turn.toml");
+    let password = |algorithm, secret: &str| {
+        let secret = TimedSecret::new(algorithm, Secret::new(secret.as_bytes().to_vec())).unwrap();
+        secret.password(b"1800000000:ab").text().to_owned()
+    };
+    let made_with = |password: &str| timed_secret_of(&file, "1800000000:ab", password).unwrap();
+    let old = password(TimedAlgorithm::Sha1, SECRET);
+    assert_eq!(made_with(&old).as_deref(), Some("auth.timed[1].secret_file"));
+    let new = password(TimedAlgorithm::Sha256, &SECRET.replace('f', "a"));
+    assert_eq!(made_with(&new).as_deref(), Some("auth.timed[2].secret_file"));
+    assert_eq!(made_with("of another operator"), None);
+}

@@ -245,6 +245,8 @@ impl Client {
                         }
                     }
                     Err(LinkFault::Silence) if next < deadline => break,
+                    // Who speaks something else may wait for more of ours.
+                    Err(LinkFault::Silence) if self.link.holds_half() => return Err(ClientFault::NotTurn),
                     Err(fault) => return Err(fault.into()),
                 }
             }

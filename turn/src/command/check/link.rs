@@ -20,8 +20,16 @@ pub enum LinkFault {
     Silence,
     /// Refused, reset or ended.
     Closed,
-    /// Bytes that are no frames.
+    /// Bytes that are no frames, or no TLS.
     NotOurs,
+}
+
+/// How far one came with a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    Reaching,
+    ShakingHands,
+    Asking,
 }
 
 pub enum Link {
@@ -31,24 +39,32 @@ pub enum Link {
 }
 
 impl Link {
-    /// For TLS, the certificates come with it.
+    /// For TLS, the certificates come with it. `host`: for whom TLS asks.
     pub fn open(
         server: SocketAddr,
         host: &str,
         transport: Transport,
         patience: Duration,
-    ) -> Result<(Self, Option<Chain>), LinkFault> {
-        if transport == Transport::Udp {
-            return Ok((Self::udp_from(server, None)?, None));
+    ) -> Result<(Self, Option<Chain>), (Stage, LinkFault)> {
+        let reached = match transport {
+            Transport::Udp => Self::udp_from(server, None),
+            Transport::Tcp | Transport::Tls => Self::tcp(server, patience),
+        };
+        match reached.map_err(|fault| (Stage::Reaching, fault))? {
+            Self::Tcp(stream, framer) if transport == Transport::Tls => {
+                let shaken = shake_hands(stream, host, patience);
+                let (stream, chain) = shaken.map_err(|fault| (Stage::ShakingHands, fault))?;
+                Ok((Self::Tls(Box::new(stream), framer), chain))
+            }
+            link => Ok((link, None)),
         }
+    }
+
+    fn tcp(server: SocketAddr, patience: Duration) -> Result<Self, LinkFault> {
         let stream = TcpStream::connect_timeout(&server, patience).map_err(fault)?;
         stream.set_nodelay(true).map_err(fault)?;
         stream.set_write_timeout(Some(patience)).map_err(fault)?;
-        if transport == Transport::Tcp {
-            return Ok((Self::Tcp(stream, Framer::new(MAX_FRAME)), None));
-        }
-        let (stream, chain) = shake_hands(stream, host, patience)?;
-        Ok((Self::Tls(Box::new(stream), Framer::new(MAX_FRAME)), chain))
+        Ok(Self::Tcp(stream, Framer::new(MAX_FRAME)))
     }
 
     /// From this address of the machine, or from any.
@@ -72,6 +88,14 @@ impl Link {
             }),
             Self::Tcp(stream, _) => stream.write_all(bytes).map_err(fault),
             Self::Tls(stream, _) => stream.write_all(bytes).and_then(|()| stream.flush()).map_err(fault),
+        }
+    }
+
+    /// Whether bytes came that are no whole frame.
+    pub fn holds_half(&self) -> bool {
+        match self {
+            Self::Udp(_) => false,
+            Self::Tcp(_, framer) | Self::Tls(_, framer) => !framer.rest().is_empty(),
         }
     }
 
@@ -108,14 +132,24 @@ impl Link {
                     filled(stream.as_mut(), framer)
                 }
             };
-            match read {
-                Ok(0) => return Err(LinkFault::Closed),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(fault(error)),
-            }
+            let ended = match read {
+                Ok(0) => LinkFault::Closed,
+                Ok(_) => continue,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => fault(error),
+            };
+            // "HT", as "HTTP/1.1 400" begins, is the number of a channel: such a frame ends before its length.
+            return Err(match ended {
+                LinkFault::Closed if self.holds_half() => LinkFault::NotOurs,
+                ended => ended,
+            });
         }
     }
+}
+
+/// Whether this machine has a way to addresses of that family. Connecting a UDP socket sends nothing.
+pub fn has_route(to: SocketAddr) -> bool {
+    UdpSocket::bind(any(to)).is_ok_and(|socket| socket.connect(to).is_ok())
 }
 
 fn filled(stream: &mut impl Read, framer: &mut Framer) -> io::Result<usize> {
@@ -162,13 +196,23 @@ fn shake_hands(stream: TcpStream, host: &str, patience: Duration) -> Result<Shak
             return Err(LinkFault::Silence);
         }
         stream.sock.set_read_timeout(Some(left)).map_err(fault)?;
-        stream.conn.complete_io(&mut stream.sock).map_err(fault)?;
+        stream.conn.complete_io(&mut stream.sock).map_err(handshake_fault)?;
     }
     let shown = stream.conn.peer_certificates().map(|shown| {
         let shown = shown.iter().map(|certificate| certificate.clone().into_owned());
         Chain::new(shown.collect())
     });
     Ok((stream, shown))
+}
+
+/// A server that speaks TLS and refuses is not one that speaks something else.
+fn handshake_fault(error: io::Error) -> LinkFault {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    match tls {
+        Some(Error::InvalidMessage(_)) => LinkFault::NotOurs,
+        Some(_) => LinkFault::Closed,
+        None => fault(error),
+    }
 }
 
 /// Takes every certificate: see above. That the server has its key is proven all the same.

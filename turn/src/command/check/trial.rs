@@ -1,16 +1,16 @@
 //! One URL tried as a client would: an address, a call through it, packets from outside.
 //!
-//! In: a URL, tickets, what the settings say. Out: [`Trial`]: what was found wrong, and how well it goes. Never: waits for anything
-//! without a deadline.
+//! In: a URL, tickets, what the settings say. Out: a [`Trial`] of each address family that the URL leads to: what was found wrong, and how
+//! well it goes. Never: waits for anything without a deadline.
 
 use super::client::{Client, ClientFault};
-use super::link::{Link, any};
+use super::link::{Link, Stage, any, has_route};
 use crate::hazards::{Hazard, Trouble, chain_hazard, is_private};
 use crate::offer::{NoTicket, Ticket, TurnUrl, expiry};
-use crate::settings::{self, Chain, Settings};
+use crate::settings::{CallSettings, Caller, Chain};
+use quietline_shared::timed;
 use std::fmt::{self, Display};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs, UdpSocket};
-use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use turn_core::wire::{ChannelNumber, Transport};
@@ -19,41 +19,54 @@ use turn_core::wire::{ChannelNumber, Transport};
 pub struct Known {
     /// The first is right; the others would be if the clock of the relay were off.
     pub tickets: Vec<Ticket>,
-    realm: String,
+    /// `None`: there are no settings to say it.
+    realm: Option<String>,
     /// What the settings name, if they are of the relay that is tried.
     chain: Option<Chain>,
 }
 
 impl Known {
-    pub fn new(file: &Path, settings: &Settings, is_ours: bool) -> Result<Self, NoTicket> {
-        let (now, longest) = (expiry(Duration::ZERO), settings.limits.timed_max_life);
-        let short = expiry(CREDENTIAL_LIFE.min(longest));
-        let off = [
-            expiry(longest.saturating_sub(CREDENTIAL_LIFE)),
-            now.saturating_sub(longest.as_secs() / 2),
-        ];
-        let made = |expiry| Ticket::new(&settings.credentials, expiry);
-        let tickets = match made(short) {
-            Ok(first) => std::iter::once(first)
-                .chain(off.into_iter().filter_map(|expiry| made(expiry).ok()))
-                .collect(),
-            Err(fault) => {
-                let (name, password) = settings::first_user(file).ok_or(fault)?;
-                vec![Ticket::of_user(name, password)]
+    pub fn new(settings: CallSettings, chain: Option<Chain>) -> Result<Self, NoTicket> {
+        let (now, longest) = (expiry(Duration::ZERO), settings.timed_max_life);
+        let tickets = match settings.caller {
+            Caller::User { name, password } => vec![Ticket::of_user(name, password)],
+            Caller::Timed(credentials) => {
+                let ends = [
+                    expiry(CREDENTIAL_LIFE.min(longest)),
+                    expiry(longest.saturating_sub(CREDENTIAL_LIFE)),
+                    now.saturating_sub(longest.as_secs() / 2),
+                ];
+                let tickets = ends.into_iter().map(|end| Ticket::new(&credentials, end));
+                tickets.collect::<Result<_, _>>()?
             }
         };
-        let certificate = settings.certificate.as_ref().filter(|_| is_ours);
         Ok(Self {
             tickets,
-            realm: settings.credentials.realm().to_owned(),
-            chain: certificate.map(|certificate| certificate.chain.clone()),
+            realm: Some(settings.realm),
+            chain,
         })
+    }
+
+    /// One that somebody gave out.
+    pub fn given(ticket: Ticket) -> Self {
+        Self {
+            tickets: vec![ticket],
+            realm: None,
+            chain: None,
+        }
     }
 }
 
-pub struct Trial {
-    pub url: TurnUrl,
+pub struct Trial<'a> {
+    pub url: &'a TurnUrl,
+    /// Of the addresses of one family to which the URL leads, the first.
+    pub server: SocketAddr,
+    pub known: &'a Known,
     pub found: Vec<Hazard>,
+    /// Without a way to addresses of that family nothing was tried.
+    pub has_route: bool,
+    /// Whether nothing at all came back, not even a connection.
+    pub is_silent: bool,
     /// Whether anything of TURN came back.
     pub answers: bool,
     pub figures: Option<Figures>,
@@ -80,10 +93,18 @@ pub enum Outside {
     NotTried,
 }
 
-impl Trial {
-    /// The library knows UDP alone.
-    pub fn is_for_webrtc(&self) -> bool {
-        self.figures.is_some() && self.url.transport == Transport::Udp
+impl Trial<'_> {
+    /// The URL, and where its name leads.
+    pub fn told(&self) -> String {
+        let ip = self.server.ip();
+        match self.url.host.parse::<IpAddr>() {
+            Ok(_) => self.url.to_string(),
+            Err(_) => format!("{} at {ip}", self.url),
+        }
+    }
+
+    pub const fn family(&self) -> &'static str {
+        if self.server.is_ipv6() { "IPv6" } else { "IPv4" }
     }
 
     fn find(&mut self, trouble: Trouble, advice: impl Into<String>) {
@@ -91,16 +112,23 @@ impl Trial {
     }
 }
 
-impl Display for Trial {
+impl Display for Trial<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let url = &self.url;
+        let told = self.told();
         let Some(figures) = &self.figures else {
-            return write!(f, "{url}: no call");
+            return match self.has_route {
+                true => write!(f, "{told}: no call"),
+                false => write!(
+                    f,
+                    "{told}: not tried, as this machine has no way to {} addresses",
+                    self.family()
+                ),
+            };
         };
         let passage = passage(&figures.round_trips, figures.sent);
         write!(
             f,
-            "{url}: a call works: set up in {}, {passage}",
+            "{told}: a call works: set up in {}, {passage}",
             milliseconds(figures.set_up)
         )?;
         match self.outside {
@@ -109,6 +137,11 @@ impl Display for Trial {
             Outside::Refused | Outside::NotTried => Ok(()),
         }
     }
+}
+
+/// Whether one understands a call of which so many packets came; the page draws the line there too.
+pub const fn is_a_call(round_trips: &[Duration], sent: u32) -> bool {
+    round_trips.len() > sent as usize / 2
 }
 
 /// Of packets that were sent, those that came back.
@@ -124,24 +157,44 @@ pub fn milliseconds(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1_000.0)
 }
 
-pub fn tried(url: &TurnUrl, known: &Known) -> Trial {
-    let mut trial = Trial {
-        url: url.clone(),
-        found: Vec::new(),
-        answers: false,
-        figures: None,
-        outside: Outside::NotTried,
-        seen_from: Ipv4Addr::UNSPECIFIED.into(),
-    };
+/// One trial of each address family; `Err`: the name leads nowhere.
+pub fn tried<'a>(url: &'a TurnUrl, known: &'a Known) -> Result<Vec<Trial<'a>>, Hazard> {
     let servers = resolved(&url.host, url.port);
-    match servers.first() {
-        Some(server) => run(&mut trial, *server, &servers, known),
-        None => trial.find(
-            Trouble::Name,
-            format!("{} leads nowhere: look at its A and AAAA records", url.host),
-        ),
+    if servers.is_empty() {
+        return Err(leads_nowhere(&url.host));
     }
-    trial
+    let first = |is_v6| servers.iter().find(|server| server.is_ipv6() == is_v6);
+    let trial = |server: SocketAddr| {
+        let mut trial = Trial {
+            url,
+            server,
+            known,
+            found: Vec::new(),
+            has_route: has_route(server),
+            is_silent: false,
+            answers: false,
+            figures: None,
+            outside: Outside::NotTried,
+            seen_from: Ipv4Addr::UNSPECIFIED.into(),
+        };
+        if trial.has_route {
+            run(&mut trial, &servers);
+        }
+        trial
+    };
+    Ok(std::thread::scope(|scope| {
+        let firsts = [false, true].into_iter().filter_map(first);
+        let threads: Vec<_> = firsts.map(|server| scope.spawn(|| trial(*server))).collect();
+        // A trial that panics is a bug that has told where it is; the others are as good.
+        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+    }))
+}
+
+pub fn leads_nowhere(host: &str) -> Hazard {
+    Hazard::new(
+        Trouble::Name,
+        format!("{host} leads nowhere: look at its A and AAAA records"),
+    )
 }
 
 /// IPv4 first: everybody has it. Empty if the name is not known in time.
@@ -161,40 +214,21 @@ pub fn resolved(host: &str, port: u16) -> Vec<SocketAddr> {
     found
 }
 
-fn run(trial: &mut Trial, server: SocketAddr, servers: &[SocketAddr], known: &Known) {
-    let Some(ticket) = known.tickets.first() else {
-        return;
-    };
+fn run(trial: &mut Trial<'_>, servers: &[SocketAddr]) {
     let began = Instant::now();
-    let Some(mut first) = opened(trial, server, ticket, known) else {
+    let Some(mut first) = opened(trial) else {
         return;
     };
     let mapped = match first.mapped() {
         Ok(mapped) => mapped,
-        Err(fault) => return silent(trial, fault),
+        Err(fault) => return silent(trial, Stage::Asking, fault),
     };
     trial.answers = true;
     trial.seen_from = mapped.ip();
-    let Some(relayed) = allocated(trial, &mut first, server, known) else {
+    let Some(relayed) = allocated(trial, &mut first) else {
         return;
     };
-    match call(trial, &mut first, relayed, server, known) {
-        Ok(round_trips) if !round_trips.is_empty() => {
-            let set_up = began.elapsed().saturating_sub(round_trips.iter().sum());
-            trial.figures = Some(Figures {
-                set_up,
-                round_trips,
-                sent: PACKETS,
-            });
-        }
-        Ok(_) | Err(_) => trial.find(
-            Trouble::NoMedia,
-            format!(
-                "{} gives relayed addresses, and nothing comes through them: look at the log and shard_lost_total",
-                trial.url
-            ),
-        ),
-    }
+    trial.figures = call(trial, &mut first, relayed, began);
     trial.outside = outside(&mut first, mapped, relayed);
     first.release();
     if trial.outside == Outside::NotReached {
@@ -227,23 +261,24 @@ fn unreached(relayed: IpAddr, servers: &[SocketAddr]) -> (Trouble, String) {
     }
 }
 
-fn opened(trial: &mut Trial, server: SocketAddr, ticket: &Ticket, known: &Known) -> Option<Client> {
-    match Link::open(server, &trial.url.host, trial.url.transport, PATIENCE) {
+fn opened(trial: &mut Trial<'_>) -> Option<Client> {
+    let ticket = trial.known.tickets.first()?;
+    match Link::open(trial.server, &trial.url.host, trial.url.transport, PATIENCE) {
         Ok((link, chain)) => {
             // Once is enough: the second client of a call is shown the same.
             if let Some(chain) = chain.filter(|_| !trial.answers) {
-                judge(trial, &chain, known);
+                judge(trial, &chain);
             }
             Some(Client::new(link, ticket, PATIENCE))
         }
-        Err(fault) => {
-            silent(trial, fault.into());
+        Err((stage, fault)) => {
+            silent(trial, stage, fault.into());
             None
         }
     }
 }
 
-fn judge(trial: &mut Trial, chain: &Chain, known: &Known) {
+fn judge(trial: &mut Trial<'_>, chain: &Chain) {
     trial.found.extend(chain_hazard(chain, expiry(Duration::ZERO)));
     let host = trial.url.host.clone();
     if !chain.is_for(&host) {
@@ -252,7 +287,7 @@ fn judge(trial: &mut Trial, chain: &Chain, known: &Known) {
             format!("the certificate is not for {host}: clients refuse it. Get one for that name"),
         );
     }
-    if known.chain.as_ref().is_some_and(|ours| ours != chain) {
+    if trial.known.chain.as_ref().is_some_and(|ours| ours != chain) {
         trial.find(
             Trouble::CertificateOther,
             "another certificate is served than the settings name: reload the relay (SIGHUP), or another program has the port",
@@ -261,71 +296,123 @@ fn judge(trial: &mut Trial, chain: &Chain, known: &Known) {
 }
 
 /// Nothing came back, or nothing that makes sense.
-fn silent(trial: &mut Trial, fault: ClientFault) {
-    let (url, transport) = (trial.url.clone(), trial.url.transport);
-    let trouble = match (fault, transport) {
-        (ClientFault::NotTurn | ClientFault::Refused(_), Transport::Udp | Transport::Tcp) => Trouble::OtherServer,
-        (_, Transport::Udp) => Trouble::UdpBlocked,
-        (_, Transport::Tcp) => Trouble::TcpBlocked,
-        (_, Transport::Tls) => Trouble::TlsBlocked,
+fn silent(trial: &mut Trial<'_>, stage: Stage, fault: ClientFault) {
+    let (told, transport, port) = (trial.told(), trial.url.transport, trial.url.port);
+    let blocked = match transport {
+        Transport::Udp => Trouble::UdpBlocked,
+        Transport::Tcp => Trouble::TcpBlocked,
+        Transport::Tls => Trouble::TlsBlocked,
     };
     let protocol = if transport == Transport::Udp { "UDP" } else { "TCP" };
-    let advice = match (trouble, fault) {
-        (Trouble::OtherServer, _) => format!("what answers at {url} is no TURN server: which program has the port?"),
-        (Trouble::TlsBlocked, ClientFault::NotTurn) => {
-            format!("no TLS handshake at {url}: has the relay a certificate, and is it the relay that answers?")
-        }
-        (_, ClientFault::Closed) => format!(
-            "{url} refuses: nothing listens there, or a firewall turns {protocol} away. Is the relay running, is port {} in [listen] ports?",
-            url.port
+    let (trouble, advice) = match (stage, fault) {
+        (Stage::ShakingHands, ClientFault::NotTurn) => (
+            Trouble::OtherServer,
+            format!("what answers at {told} speaks no TLS: which program has the port?"),
         ),
-        _ => format!(
-            "nothing comes back from {url}: let {protocol} in to port {} in the firewall of the machine and of its provider",
-            url.port
+        (Stage::ShakingHands, _) => (
+            blocked,
+            format!(
+                "{told} takes a connection and no TLS handshake comes about: has the relay a certificate, and is it the relay that answers?"
+            ),
+        ),
+        (Stage::Asking, ClientFault::NotTurn | ClientFault::Refused(_)) => (
+            Trouble::OtherServer,
+            format!("what answers at {told} is no TURN server: which program has the port?"),
+        ),
+        // No firewall lets a connection come about.
+        (Stage::Asking, ClientFault::Closed) if transport.is_stream() => (
+            Trouble::OtherServer,
+            format!(
+                "{told} takes a connection and ends it without an answer: which program has the port? A relay does so when [streams] are used up"
+            ),
+        ),
+        (Stage::Asking, _) if transport.is_stream() => (
+            Trouble::OtherServer,
+            format!(
+                "{told} takes a connection and answers nothing: which program has the port, or what on the way lets no TURN pass?"
+            ),
+        ),
+        (_, ClientFault::Closed) => (
+            blocked,
+            format!(
+                "{told} refuses: nothing listens there, or a firewall turns {protocol} away. Is the relay running, is port {port} in [listen] \
+                 ports?"
+            ),
+        ),
+        _ => (
+            blocked,
+            format!(
+                "nothing comes back from {told}: let {protocol} in to port {port} in the firewall of the machine and of its provider"
+            ),
         ),
     };
+    trial.is_silent = !trial.answers && trouble == blocked && stage != Stage::ShakingHands;
     trial.find(trouble, advice);
 }
 
-fn allocated(trial: &mut Trial, client: &mut Client, server: SocketAddr, known: &Known) -> Option<SocketAddr> {
+fn allocated(trial: &mut Trial<'_>, client: &mut Client) -> Option<SocketAddr> {
     let fault = match client.allocate() {
         Ok(relayed) => return Some(relayed),
         Err(fault) => fault,
     };
-    match fault {
-        ClientFault::Refused(_) if client.realm != known.realm => {
+    let told = trial.told();
+    match (fault, &trial.known.realm) {
+        (ClientFault::Refused(_), Some(realm)) if *realm != client.realm => {
             let advice = format!(
-                "what answers at {} has the realm \"{}\", and the settings have \"{}\": it is another relay, or it was not restarted",
-                trial.url,
+                "what answers at {told} has the realm \"{}\", and the settings have \"{realm}\": it is another relay, or it was not restarted",
                 client.realm.escape_default(),
-                known.realm
             );
             trial.find(Trouble::OtherServer, advice);
         }
-        ClientFault::Refused(401) if accepts_another_time(&trial.url, server, known) => trial.find(
+        (ClientFault::Refused(401), Some(_)) if accepts_another_time(trial) => trial.find(
             Trouble::ClockOff,
             "the relay takes only credentials of another time: its clock and this one differ. Set both right (timedatectl)",
         ),
-        ClientFault::Refused(401) => {
+        (ClientFault::Refused(401), Some(_)) => {
             let advice = format!(
-                "{} refuses a credential made with these settings: the relay there has another secret, or was not reloaded (SIGHUP)",
-                trial.url
+                "{told} refuses a credential made with these settings: the relay there has another secret, or was not reloaded (SIGHUP)"
             );
             trial.find(Trouble::WrongSecret, advice);
         }
-        ClientFault::Refused(code @ (486 | 508)) => {
+        (ClientFault::Refused(401), None) => {
+            let (trouble, advice) = given_refused(trial, &told);
+            trial.find(trouble, advice);
+        }
+        (ClientFault::Refused(code @ (486 | 508)), _) => {
             let advice = format!("the relay answers and gives no address ({code}): [limits], files or ports are used up");
             trial.find(Trouble::Full, advice);
         }
-        fault => trial.find(Trouble::NoMedia, format!("{} gives no relayed address: {fault}", trial.url)),
+        (fault, _) => trial.find(Trouble::NoMedia, format!("{told} gives no relayed address: {fault}")),
     }
     None
 }
 
+/// Why a credential that somebody gave out may be refused.
+fn given_refused(trial: &Trial<'_>, told: &str) -> (Trouble, String) {
+    let ticket = trial.known.tickets.first();
+    let end = ticket.and_then(|ticket| timed::expiry(ticket.username.as_bytes()));
+    let over = end.and_then(|end| expiry(Duration::ZERO).checked_sub(end));
+    match over {
+        Some(over) => (
+            Trouble::ClockOff,
+            format!(
+                "{told} refuses the credential, which ended {over} s ago: get a new one, or set the clock right where it was made"
+            ),
+        ),
+        None => (
+            Trouble::WrongSecret,
+            format!(
+                "{told} refuses the credential: the relay there has another secret than who gave it out, was not reloaded (SIGHUP), or lets \
+                 none live so long ([limits] timed_max_life)"
+            ),
+        ),
+    }
+}
+
 /// Whether a name with another end is good where the right one is not.
-fn accepts_another_time(url: &TurnUrl, server: SocketAddr, known: &Known) -> bool {
-    known.tickets.iter().skip(1).any(|ticket| {
-        let link = Link::open(server, &url.host, url.transport, PATIENCE);
+fn accepts_another_time(trial: &Trial<'_>) -> bool {
+    trial.known.tickets.iter().skip(1).any(|ticket| {
+        let link = Link::open(trial.server, &trial.url.host, trial.url.transport, PATIENCE);
         let mut client = match link {
             Ok((link, _)) => Client::new(link, ticket, PATIENCE),
             Err(_) => return false,
@@ -336,23 +423,45 @@ fn accepts_another_time(url: &TurnUrl, server: SocketAddr, known: &Known) -> boo
     })
 }
 
-/// Two clients, a channel each way, packets as a call has them.
-fn call(
-    trial: &mut Trial,
-    first: &mut Client,
-    relayed: SocketAddr,
-    server: SocketAddr,
-    known: &Known,
-) -> Result<Vec<Duration>, ClientFault> {
-    let ticket = known.tickets.first().ok_or(ClientFault::NotTurn)?;
-    let mut second = opened(trial, server, ticket, known).ok_or(ClientFault::Closed)?;
-    let theirs = second.allocate()?;
-    let channel = ChannelNumber::new(0x4000).ok_or(ClientFault::NotTurn)?;
-    first.bind(channel, theirs)?;
-    second.bind(channel, relayed)?;
-    let mut round_trips = Vec::new();
-    for number in 0..PACKETS {
-        let mut packet = number.to_be_bytes().to_vec();
+/// Two clients, a channel each way, packets as a call has them. `None`: what keeps it from being a call was found.
+fn call(trial: &mut Trial<'_>, first: &mut Client, relayed: SocketAddr, began: Instant) -> Option<Figures> {
+    let mut second = opened(trial)?;
+    let theirs = allocated(trial, &mut second)?;
+    let channel = ChannelNumber::new(0x4000)?;
+    let joined = first.bind(channel, theirs).and_then(|()| second.bind(channel, relayed));
+    let set_up = began.elapsed();
+    let figures = joined.map(|()| echoes(first, &mut second, channel, set_up));
+    second.release();
+    let advice = match figures {
+        Ok(figures) if is_a_call(&figures.round_trips, figures.sent) => return Some(figures),
+        Ok(Figures { round_trips, sent, .. }) => {
+            let came = match round_trips.len() {
+                0 => "nothing comes".to_owned(),
+                came => format!("{came} of {sent} packets come"),
+            };
+            format!(
+                "{} gives relayed addresses, and {came} through them: look at the log and shard_lost_total",
+                trial.told()
+            )
+        }
+        Err(fault) => format!(
+            "{} gives relayed addresses, and no channel between them: {fault}",
+            trial.told()
+        ),
+    };
+    trial.find(Trouble::NoMedia, advice);
+    None
+}
+
+/// Packets through both relayed addresses and back, one after the other.
+fn echoes(first: &mut Client, second: &mut Client, channel: ChannelNumber, set_up: Duration) -> Figures {
+    let mut figures = Figures {
+        set_up,
+        round_trips: Vec::new(),
+        sent: 0,
+    };
+    while figures.sent < PACKETS {
+        let mut packet = figures.sent.to_be_bytes().to_vec();
         packet.resize(LENGTH, 0);
         let sent = Instant::now();
         let passed = first
@@ -360,19 +469,19 @@ fn call(
             .and_then(|()| second.arrival(LATE))
             .and_then(|came| second.send(channel, &came))
             .and_then(|()| first.arrival(LATE));
+        figures.sent += 1;
         match passed {
-            Ok(back) if back == packet => round_trips.push(sent.elapsed()),
+            Ok(back) if back == packet => figures.round_trips.push(sent.elapsed()),
             // One that was given up before.
             Ok(_) | Err(ClientFault::Silence) => {}
-            Err(fault) => return Err(fault),
+            Err(_) => break,
         }
         // After a few that are lost the rest would be too, and each takes its time.
-        if number as usize > 4 + 2 * round_trips.len() {
+        if figures.sent as usize > 5 + 2 * figures.round_trips.len() {
             break;
         }
     }
-    second.release();
-    Ok(round_trips)
+    figures
 }
 
 /// Packets from a socket that is no client's to the relayed address, the way every caller's go.
@@ -415,3 +524,15 @@ const KNOCKS: u32 = 20;
 const BETWEEN_KNOCKS: Duration = Duration::from_millis(100);
 /// Of a credential that is made for one check.
 const CREDENTIAL_LIFE: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_more_than_half_of_its_packets() {
+        let came = |count| vec![Duration::from_millis(1); count];
+        assert!(!is_a_call(&came(1), 50) && !is_a_call(&came(25), 50) && !is_a_call(&came(0), 0));
+        assert!(is_a_call(&came(26), 50) && is_a_call(&came(1), 1));
+    }
+}
