@@ -7,11 +7,12 @@ use super::audit::Audit;
 use super::audit::process::Process;
 use super::config::{Faults, Warnings};
 use super::hygiene;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// How a command ended. Usage errors are clap's: 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,37 +77,86 @@ pub fn make_secret_file(path: &Path, contents: &[u8]) -> io::Result<bool> {
     }
     // Not asked first whether it exists: between the question and the writing somebody else could make it.
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Ok(file) => write_whole(file, contents, path).map(|()| true),
+        Ok(file) => write_whole(&file, contents, path).map(|()| true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(error),
     }
 }
 
 /// Puts a file that only its owner reads in the place of one, at once and whole: whoever reads sees the old one or the new one. The new
-/// one has the owner of the old one, whose bytes are overwritten; a disk may keep copies of its own.
+/// one has the owner of the old one, whose bytes are overwritten; a disk may keep copies of its own. Of several who do it at once each waits
+/// for the one before.
 pub fn replace_secret_file(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+    name.push(".new");
+    let new = path.with_file_name(name);
+    let file = begin_alone(&new)?;
+    let replaced = replace_by(&file, &new, path, contents);
+    if replaced.is_err() && is_at(&file, &new) {
+        let _ = std::fs::remove_file(&new);
+    }
+    replaced
+}
+
+/// A new file that nobody else writes as long as it is open.
+fn begin_alone(new: &Path) -> io::Result<File> {
+    let mut refused = 0;
+    loop {
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(new) {
+            Ok(file) => {
+                file.lock()?;
+                // Between the making and the locking somebody else may have taken it for one that was left.
+                if is_at(&file, new) {
+                    return Ok(file);
+                }
+                continue;
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+        match File::open(new) {
+            Ok(other) => {
+                other.lock()?;
+                // Nobody writes it any more: an attempt was cut off. What it left may be shorter, or have other rights.
+                if is_at(&other, new) {
+                    std::fs::remove_file(new)?;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // Another user's, who is at it or was cut off.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && refused < ANOTHERS_TURN => {
+                refused += 1;
+                std::thread::sleep(ASK_EVERY);
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => std::fs::remove_file(new)?,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// How often, and how long after each other, a file is asked for that another user may still be writing.
+const ANOTHERS_TURN: u32 = 100;
+const ASK_EVERY: Duration = Duration::from_millis(10);
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let place = |data: Metadata| (data.dev(), data.ino());
+    file.metadata().ok().map(place) == std::fs::symlink_metadata(path).ok().map(place)
+}
+
+fn replace_by(file: &File, new: &Path, path: &Path, contents: &[u8]) -> io::Result<()> {
     let old = match OpenOptions::new().write(true).open(path) {
         Ok(old) => Some(old),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error),
     };
-    let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
-    name.push(".new");
-    let new = path.with_file_name(name);
-    // What an attempt that was cut off has left may be shorter, or have other rights.
-    match std::fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     if let Some(old) = &old {
         let (owner, ours) = (old.metadata()?, file.metadata()?);
         if (owner.uid(), owner.gid()) != (ours.uid(), ours.gid()) {
-            fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+            fchown(file, Some(owner.uid()), Some(owner.gid()))?;
         }
     }
-    write_whole(file, contents, &new)?;
-    std::fs::rename(&new, path)?;
+    write_whole(file, contents, new)?;
+    std::fs::rename(new, path)?;
     File::open(folder_of(path))?.sync_all()?;
     if let Some(mut old) = old {
         let length = usize::try_from(old.metadata()?.len()).unwrap_or(0).min(LONGEST_WIPED);
@@ -116,7 +166,7 @@ pub fn replace_secret_file(path: &Path, contents: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-fn write_whole(mut file: File, contents: &[u8], path: &Path) -> io::Result<()> {
+fn write_whole(mut file: &File, contents: &[u8], path: &Path) -> io::Result<()> {
     let written = file
         .write_all(contents)
         .and_then(|()| file.sync_all())
@@ -170,6 +220,27 @@ mod tests {
         first.read_to_end(&mut left).unwrap();
         assert_eq!(left, [0; 21], "the old file is overwritten");
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn several_who_replace_a_secret_at_once_take_turns() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        std::thread::scope(|scope| {
+            for number in 0..8_u8 {
+                let path = &path;
+                scope.spawn(move || {
+                    for _ in 0..25 {
+                        replace_secret_file(path, &vec![b'a' + number; 10_000 * usize::from(number + 1)]).unwrap();
+                    }
+                });
+            }
+        });
+        // Whole, whoever was the last.
+        let last = std::fs::read(&path).unwrap();
+        let first = *last.first().unwrap();
+        assert_eq!(last, vec![first; 10_000 * usize::from(first - b'a' + 1)]);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
