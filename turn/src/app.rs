@@ -421,9 +421,22 @@ fn describe_metrics() {
         "control_refused_total",
         "What was not done, by the stage that said no and its reason."
     );
+    metrics::describe_gauge!("streams_open", "TCP and TLS clients that are connected now.");
+    metrics::describe_counter!("streams_accepted_total", "Connections of TCP and TLS clients taken.");
+    metrics::describe_counter!("streams_handshakes_total", "TLS handshakes completed.");
+    metrics::describe_counter!("streams_ended_total", "Streams that were open, by why they ended.");
+    metrics::describe_counter!("streams_refused_total", "Connections that were closed at once, by why.");
+    metrics::describe_counter!(
+        "streams_dropped_total",
+        "Packets for TCP and TLS clients that were dropped, by why."
+    );
     metrics::describe_counter!(
         "shard_lost_total",
-        "Packets and streams lost by the sockets, by reason."
+        "Packets that the sockets had no room for or did not send, by reason."
+    );
+    metrics::describe_counter!(
+        "shard_reports_total",
+        "Times at which all shards said what they had counted: about one a second."
     );
     metrics::describe_counter!("page_views_total", "How often the page was opened.");
     metrics::describe_counter!(
@@ -453,9 +466,75 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plane::Loss;
+    use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
     use quietline_shared::service::audit::Who;
+    use std::collections::BTreeSet;
     use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt;
+    use turn_core::control::Refusal;
+
+    /// Which metrics were explained, and which were set.
+    #[derive(Default)]
+    struct Names {
+        described: Mutex<BTreeSet<String>>,
+        set: Mutex<BTreeSet<String>>,
+    }
+
+    impl Names {
+        fn describe(&self, name: &KeyName) {
+            self.described.lock().unwrap().insert(name.as_str().to_owned());
+        }
+
+        fn set(&self, key: &Key) {
+            self.set.lock().unwrap().insert(key.name().to_owned());
+        }
+    }
+
+    impl Recorder for Names {
+        fn describe_counter(&self, name: KeyName, _: Option<Unit>, _: SharedString) {
+            self.describe(&name);
+        }
+
+        fn describe_gauge(&self, name: KeyName, _: Option<Unit>, _: SharedString) {
+            self.describe(&name);
+        }
+
+        fn describe_histogram(&self, name: KeyName, _: Option<Unit>, _: SharedString) {
+            self.describe(&name);
+        }
+
+        fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+            self.set(key);
+            Counter::noop()
+        }
+
+        fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+            self.set(key);
+            Gauge::noop()
+        }
+
+        fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
+            self.set(key);
+            Histogram::noop()
+        }
+    }
+
+    #[test]
+    fn whatever_the_shards_report_is_explained() {
+        let names = Names::default();
+        let mut report = Report::default();
+        report.losses.add(Loss::RelayOverflow);
+        report.counters.successes.add(Method::Binding);
+        report.counters.refusals.add(Refusal::NotOurs);
+        metrics::with_local_recorder(&names, || {
+            describe_metrics();
+            publish(&report);
+        });
+        let (described, set) = (names.described.into_inner().unwrap(), names.set.into_inner().unwrap());
+        assert!(set.len() > 10, "{set:?}");
+        assert_eq!(set.difference(&described).collect::<Vec<_>>(), [""; 0]);
+    }
 
     #[test]
     fn everybody_may_look_up_what_is_so_after_a_reload() {

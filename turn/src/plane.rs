@@ -203,6 +203,8 @@ pub struct Plane {
     posts: Posts,
     spare_posts: Option<Posts>,
     losses: Tally<Loss>,
+    /// Something has ended that is not closed yet.
+    is_behind: bool,
 }
 
 /// What a plane is made of.
@@ -246,6 +248,7 @@ impl Plane {
             posts: Posts::new(),
             spare_posts: Some(Posts::new()),
             losses: Tally::default(),
+            is_behind: false,
         }
     }
 
@@ -272,9 +275,10 @@ impl Plane {
         self.server.counters()
     }
 
-    /// Waits until a round of events begins, and reads the clocks once for all of it.
+    /// Waits until a round of events begins, and reads the clocks once for all of it. It begins at once while [`Plane::end_some`] has
+    /// something to do.
     pub fn wait(&mut self, events: &mut Events) -> std::io::Result<()> {
-        self.sockets.wait(events)?;
+        self.sockets.wait(events, self.is_behind)?;
         self.now = self.clock.read();
         Ok(())
     }
@@ -426,20 +430,32 @@ impl Plane {
         self.spare_posts = Some(posts);
     }
 
-    /// Time passed: ends what has ended.
+    /// Time passed: what has ended is for [`Plane::end_some`], and what the sockets had no room for is counted.
     pub fn handle_tick(&mut self) {
-        while self
-            .server
-            .next_deadline()
-            .is_some_and(|deadline| deadline <= self.now.steady)
-        {
-            self.server.handle_timeout(self.now);
-            self.do_outputs();
-        }
+        self.is_behind = self.has_ended();
         let overflowed = self.sockets.newly_overflowed();
         if overflowed > 0 {
             self.losses.add_many(Loss::ListenerOverflow, u64::from(overflowed));
         }
+        let overflowed = self.sockets.newly_overflowed_relays();
+        if overflowed > 0 {
+            self.losses.add_many(Loss::RelayOverflow, overflowed);
+        }
+    }
+
+    /// Once in each round: closes some of what had ended at the last tick. The rest is for the next rounds, so that packets move in between.
+    pub fn end_some(&mut self) {
+        if !self.is_behind {
+            return;
+        }
+        self.server.handle_timeout(self.now);
+        self.do_outputs();
+        self.is_behind = self.has_ended();
+    }
+
+    fn has_ended(&self) -> bool {
+        let next = self.server.next_deadline();
+        next.is_some_and(|deadline| deadline <= self.now.steady)
     }
 
     pub fn reload(&mut self, settings: Arc<Settings>) {
@@ -454,6 +470,12 @@ impl Plane {
     /// Sends all that waits; what came in may be forgotten afterwards.
     pub fn flush(&mut self) {
         self.send_all(true);
+    }
+
+    /// Overwrites what packets left that have gone. Not between a receive and the end of what it brought.
+    pub fn wipe(&mut self) {
+        self.flush();
+        self.sockets.wipe();
     }
 
     fn send_all(&mut self, done: bool) {

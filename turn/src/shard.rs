@@ -11,7 +11,7 @@
 //! |---|---|
 //! | all addresses are bound, before any thread | [`Streams::of_all_shards`]: one value for each shard, and what lets them reach each other |
 //! | on the shard's thread, first | [`Streams::begin`]: `plane.epoll().add(fd, token::STREAM \| …, Interest::Read)` |
-//! | an event whose token has [`token::STREAM`] | [`Streams::handle_event`] |
+//! | an event whose token has [`token::STREAM`] | [`Streams::handle_event`], which serves a few streams |
 //! | after each event that left posts, and within one that leaves many | [`Streams::handle_posts`] with frames for stream clients of any shard |
 //! | after all events of a round | [`Streams::flush`] |
 //! | four times a second | [`Streams::handle_tick`] |
@@ -103,11 +103,11 @@ pub fn start(plan: Plan) -> io::Result<Shards> {
     let ended = Arc::new(Ended::default());
     let mut handles = Vec::new();
     for ((number, listeners), streams) in (0u16..).zip(udp).zip(streams) {
-        let (orders, inbox) = mpsc::sync_channel(ORDERS);
-        let waker = Arc::new(Waker::new()?);
+        let (orders, waiting) = mpsc::sync_channel(ORDERS);
+        let word = Arc::new(Word::new()?);
         let epoll = Epoll::new()?;
         let ticker = Ticker::new(TICK)?;
-        epoll.add(waker.as_fd(), token::ORDERS, Interest::Read)?;
+        epoll.add(word.waker.as_fd(), token::ORDERS, Interest::Read)?;
         epoll.add(ticker.as_fd(), token::TICK, Interest::Read)?;
         let parts = Parts {
             shard: number,
@@ -117,17 +117,21 @@ pub fn start(plan: Plan) -> io::Result<Shards> {
             listeners,
             clock: began.clone(),
         };
-        let (waker_of_shard, ended) = (waker.clone(), ended.clone());
+        let inbox = Inbox {
+            orders: waiting,
+            word: word.clone(),
+        };
+        let ended = ended.clone();
         let thread = thread::Builder::new().name(format!("shard-{number}")).spawn(move || {
-            let run = AssertUnwindSafe(|| run(parts, streams, &inbox, &waker_of_shard, &ticker));
-            let result = catch_unwind(run);
+            let run = || Shard::new(parts, streams, inbox, ticker)?.run();
+            let result = catch_unwind(AssertUnwindSafe(run));
             if !matches!(result, Ok(Ok(()))) {
                 ended.tell();
             }
         })?;
         handles.push(Handle {
             orders,
-            waker,
+            word,
             thread: Some(thread),
         });
     }
@@ -149,7 +153,7 @@ pub struct Shards {
 
 struct Handle {
     orders: mpsc::SyncSender<Order>,
-    waker: Arc<Waker>,
+    word: Arc<Word>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -167,13 +171,52 @@ impl Ended {
     }
 }
 
+/// What a shard takes from its inbox.
 enum Order {
     Reload(Arc<Settings>, StreamSettings, Option<Arc<rustls::ServerConfig>>),
-    Drain,
     Report(mpsc::SyncSender<Report>),
-    Stop,
     #[cfg(test)]
-    Panic,
+    Trial(Box<dyn FnOnce() + Send>),
+}
+
+/// What a shard is told beside its inbox: a shard that hangs takes nothing from there, and still nobody who orders may wait for room.
+struct Word {
+    stop: AtomicBool,
+    drain: AtomicBool,
+    /// A report waits in the inbox: there is one at most.
+    is_asked: AtomicBool,
+    waker: Waker,
+}
+
+impl Word {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            stop: AtomicBool::new(false),
+            drain: AtomicBool::new(false),
+            is_asked: AtomicBool::new(false),
+            waker: Waker::new()?,
+        })
+    }
+
+    fn tell(&self, what: &AtomicBool) {
+        what.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+}
+
+impl Handle {
+    /// False if there is no room: the shard hangs, or is gone, which [`Shards::failed`] tells.
+    fn order(&self, order: Order) -> bool {
+        let is_taken = self.orders.try_send(order).is_ok();
+        self.word.waker.wake();
+        is_taken
+    }
+}
+
+/// The shard's end.
+struct Inbox {
+    orders: mpsc::Receiver<Order>,
+    word: Arc<Word>,
 }
 
 /// What all shards have counted since the start.
@@ -189,12 +232,19 @@ pub struct Report {
 impl Shards {
     /// Other users, policy, limits, certificates. Live calls go on.
     pub fn reload(&self, settings: &Arc<Settings>, streams: &StreamSettings, tls: Option<&Arc<rustls::ServerConfig>>) {
-        self.order(|| Order::Reload(settings.clone(), streams.clone(), tls.cloned()));
+        for handle in &self.handles {
+            let order = Order::Reload(settings.clone(), streams.clone(), tls.cloned());
+            if !handle.order(order) {
+                tracing::error!("a shard does not answer, and keeps the settings that it has");
+            }
+        }
     }
 
     /// No new allocations from here on.
     pub fn drain(&self) {
-        self.order(|| Order::Drain);
+        self.handles
+            .iter()
+            .for_each(|handle| handle.word.tell(&handle.word.drain));
     }
 
     /// Live allocations of all shards.
@@ -210,7 +260,12 @@ impl Shards {
     /// Asks all shards, and waits for their answers, [`PATIENCE`] at most: not to be called from a thread that may not wait.
     pub fn report(&self) -> Report {
         let (answers, inbox) = mpsc::sync_channel(self.handles.len());
-        self.order(|| Order::Report(answers.clone()));
+        for handle in &self.handles {
+            let is_asked = &handle.word.is_asked;
+            if !is_asked.swap(true, Ordering::AcqRel) && !handle.order(Order::Report(answers.clone())) {
+                is_asked.store(false, Ordering::Release);
+            }
+        }
         drop(answers);
         let deadline = Instant::now() + PATIENCE;
         let mut sum = Report::default();
@@ -239,25 +294,25 @@ impl Shards {
         self.ended.has.load(Ordering::Acquire)
     }
 
-    /// Ends all threads and closes all sockets.
+    /// Ends all threads and closes all sockets. A shard that does not end within [`STOP_PATIENCE`] is left to the end of the process.
     pub fn stop(mut self) {
-        self.end();
+        self.end(STOP_PATIENCE);
     }
 
-    fn order(&self, order: impl Fn() -> Order) {
-        for handle in &self.handles {
-            // A shard whose inbox is full is woken already; one that is gone is told by `failed`.
-            let _ = handle.orders.send(order());
-            handle.waker.wake();
-        }
-    }
-
-    fn end(&mut self) {
-        self.order(|| Order::Stop);
-        for handle in &mut self.handles {
-            if let Some(thread) = handle.thread.take() {
+    fn end(&mut self, patience: Duration) {
+        self.handles
+            .iter()
+            .for_each(|handle| handle.word.tell(&handle.word.stop));
+        let deadline = Instant::now() + patience;
+        for thread in self.handles.iter_mut().filter_map(|handle| handle.thread.take()) {
+            while !thread.is_finished() && Instant::now() < deadline {
+                thread::sleep(LOOK_EVERY);
+            }
+            if thread.is_finished() {
                 // A panic was told already.
                 let _ = thread.join();
+            } else {
+                tracing::error!("a shard does not end: the process ends without it");
             }
         }
     }
@@ -265,63 +320,87 @@ impl Shards {
 
 impl Drop for Shards {
     fn drop(&mut self) {
-        self.end();
+        self.end(STOP_PATIENCE);
     }
 }
 
-/// Orders that wait for one shard, at most.
+/// Orders that wait for one shard, at most: reloads, and a report.
 const ORDERS: usize = 16;
-/// How long a report waits for a shard.
+/// How long a report waits for the shards, and whoever asked for it with it: no order waits for a shard to take it.
 pub const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a stop waits for the shards: one that closes all the sockets it can have takes a second or two.
+pub const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks whether a thread has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 const TICK: Duration = Duration::from_millis(250);
-/// Events of one round, at most.
+/// Events of one round, at most. Streams have a bound of their own.
 const EVENTS: usize = 512;
 /// As many descriptors as the system lets us have, and not more than that.
 const MOST_DESCRIPTORS: u64 = 1 << 20;
 
-/// The loop of one shard.
-fn run(
-    parts: Parts,
-    mut streams: Streams,
-    inbox: &mpsc::Receiver<Order>,
-    waker: &Waker,
-    ticker: &Ticker,
-) -> io::Result<()> {
-    let mut plane = Plane::new(parts);
-    streams.begin(&mut plane)?;
-    let mut events = Events::new(EVENTS);
-    loop {
-        plane.wait(&mut events)?;
+/// What the thread of one shard has.
+struct Shard {
+    plane: Plane,
+    streams: Streams,
+    events: Events,
+    inbox: Inbox,
+    ticker: Ticker,
+}
+
+impl Shard {
+    fn new(parts: Parts, mut streams: Streams, inbox: Inbox, ticker: Ticker) -> io::Result<Self> {
+        let mut plane = Plane::new(parts);
+        streams.begin(&mut plane)?;
+        Ok(Self {
+            plane,
+            streams,
+            events: Events::new(EVENTS),
+            inbox,
+            ticker,
+        })
+    }
+
+    fn run(mut self) -> io::Result<()> {
+        while self.round()? {}
+        Ok(())
+    }
+
+    /// Waits, and does what is to be done. False when it is time to end.
+    fn round(&mut self) -> io::Result<bool> {
+        let Self { plane, streams, .. } = self;
+        plane.wait(&mut self.events)?;
         for number in 0..plane.listeners() {
-            plane.handle_listener(number as u8, &mut |plane| deliver(plane, &mut streams));
-            deliver(&mut plane, &mut streams);
+            plane.handle_listener(number as u8, &mut |plane| deliver(plane, streams));
+            deliver(plane, streams);
         }
-        for at in 0..events.len() {
-            let Some((event, ready)) = events.get(at) else {
+        for at in 0..self.events.len() {
+            let Some((event, ready)) = self.events.get(at) else {
                 break;
             };
             if event & token::STREAM != 0 {
-                streams.handle_event(event, ready, &mut plane);
+                streams.handle_event(event, plane)?;
             } else {
                 match event & token::KIND {
-                    token::RELAY => plane.handle_relay(event as u32, ready, &mut |plane| deliver(plane, &mut streams)),
+                    token::RELAY => plane.handle_relay(event as u32, ready, &mut |plane| deliver(plane, streams)),
                     token::TICK => {
-                        ticker.clear();
+                        self.ticker.clear();
                         plane.handle_tick();
-                        streams.handle_tick(&mut plane);
+                        streams.handle_tick(plane);
                     }
                     _ => {
-                        waker.clear();
-                        if !obey(inbox, &mut plane, &mut streams) {
-                            return Ok(());
+                        if !obey(&self.inbox, plane, streams) {
+                            return Ok(false);
                         }
                     }
                 }
             }
-            deliver(&mut plane, &mut streams);
+            deliver(plane, streams);
         }
-        streams.flush(&mut plane);
+        plane.end_some();
+        deliver(plane, streams);
+        streams.flush(plane);
         plane.flush();
+        Ok(true)
     }
 }
 
@@ -333,19 +412,28 @@ fn deliver(plane: &mut Plane, streams: &mut Streams) {
 }
 
 /// False when it is time to end.
-fn obey(inbox: &mpsc::Receiver<Order>, plane: &mut Plane, streams: &mut Streams) -> bool {
-    while let Ok(order) = inbox.try_recv() {
+fn obey(inbox: &Inbox, plane: &mut Plane, streams: &mut Streams) -> bool {
+    let Inbox { orders, word } = inbox;
+    word.waker.clear();
+    loop {
+        // What was told before an order was sent is done before it.
+        let order = orders.try_recv();
+        if word.stop.load(Ordering::Acquire) {
+            return false;
+        }
+        if word.drain.swap(false, Ordering::AcqRel) {
+            plane.drain();
+            streams.drain();
+        }
         match order {
-            Order::Reload(settings, stream_settings, tls) => {
+            Ok(Order::Reload(settings, stream_settings, tls)) => {
                 plane.reload(settings);
                 streams.reload(&stream_settings, tls.as_ref(), plane);
             }
-            Order::Drain => {
-                plane.drain();
-                streams.drain();
-            }
-            Order::Report(answers) => {
+            Ok(Order::Report(answers)) => {
+                word.is_asked.store(false, Ordering::Release);
                 // Once a second.
+                plane.wipe();
                 hygiene::wipe_stack();
                 // Who asked may have stopped waiting.
                 let _ = answers.try_send(Report {
@@ -355,12 +443,11 @@ fn obey(inbox: &mpsc::Receiver<Order>, plane: &mut Plane, streams: &mut Streams)
                     shards: 1,
                 });
             }
-            Order::Stop => return false,
             #[cfg(test)]
-            Order::Panic => panic!("a test asked for it"),
+            Ok(Order::Trial(trial)) => trial(),
+            Err(_) => return true,
         }
     }
-    true
 }
 
 /// The sockets of one listening address, one of each kind for each shard.
@@ -427,67 +514,4 @@ fn listen_tcp(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
 const BACKLOG: i32 = 1_024;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use quietline_shared::redact::Secret;
-    use turn_core::auth::{Credentials, NONCE_EPOCH, Nonces, StaticUser};
-    use turn_core::control::Limits;
-    use turn_core::peers::{PeerPolicy, RelayAddress, RelayTable};
-
-    fn plan(address: SocketAddr) -> Plan {
-        let relay = RelayAddress {
-            bind: address.ip(),
-            advertised: address.ip(),
-        };
-        let relays = RelayTable::new(vec![relay], (50_000, 50_100)).unwrap();
-        let user = StaticUser::new("alice", Secret::new(b"wonderland".to_vec())).unwrap();
-        let credentials = Credentials::new("quietline", vec![user], Vec::new()).unwrap();
-        let settings = Settings::new(
-            credentials,
-            Limits::default(),
-            PeerPolicy::default(),
-            vec![],
-            &relays,
-            true,
-        );
-        Plan {
-            shards: 2,
-            listeners: vec![Listener { address }],
-            buffers: Buffers::default(),
-            shared: Arc::new(Shared::new(
-                relays,
-                Nonces::new(Secret::new([7; 32]), NONCE_EPOCH),
-                [3, 4],
-            )),
-            settings: Arc::new(settings),
-            streams: StreamSettings::default(),
-            tls: None,
-        }
-    }
-
-    #[test]
-    fn a_shard_that_panics_is_told() {
-        let shards = start(plan("127.0.0.1:0".parse().unwrap())).unwrap();
-        assert!(!shards.has_failed());
-        assert_eq!(shards.report().shards, 2);
-        let last = shards.handles.last().unwrap();
-        last.orders.send(Order::Panic).unwrap();
-        last.waker.wake();
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(shards.failed());
-        assert_eq!(shards.report().shards, 1);
-    }
-
-    #[test]
-    fn an_address_that_somebody_has_is_an_error_that_names_no_address() {
-        let first = start(plan("127.0.0.1:0".parse().unwrap())).unwrap();
-        let taken = *first.addresses().first().unwrap();
-        let error = start(plan(taken)).err().unwrap();
-        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-        assert!(!error.to_string().contains("127.0.0.1"), "{error}");
-        first.stop();
-        start(plan(taken)).unwrap().stop();
-        let unspecified = start(plan("0.0.0.0:0".parse().unwrap())).err().unwrap();
-        assert_eq!(unspecified.kind(), io::ErrorKind::InvalidInput);
-    }
-}
+mod tests;

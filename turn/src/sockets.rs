@@ -18,6 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use turn_core::control::HEADROOM;
 use turn_core::forwarding::Run;
 use turn_core::wire::CHANNEL_HEADER;
+use zeroize::Zeroize;
 
 /// Which socket a datagram leaves through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,13 +236,21 @@ pub struct Sockets {
     is_amid_sweep: bool,
     listeners: Vec<Listener>,
     relays: Vec<Relay>,
+    /// By relayed address, what of its overflow has been told. Not within [`Relay`], which is looked at for each packet.
+    overflow_told: Vec<u32>,
+    /// Where the next look for overflow begins.
+    overflow_looked: usize,
     slots: Slots,
     /// Slots that hold something, from the first.
     used: usize,
     area_used: usize,
+    /// As much of the area as was used at once since the last wipe.
+    most_area_used: usize,
     queue: Vec<Waiting>,
     /// Datagrams in the queue.
     queued: usize,
+    /// As many as there were at once since the last wipe.
+    most_queued: usize,
     /// Sockets with something in the queue, in order.
     touched: Vec<Through>,
     outgoing: Outgoing,
@@ -277,11 +286,15 @@ impl Sockets {
             is_amid_sweep: false,
             listeners: listeners.collect(),
             relays: relay_list,
+            overflow_told: vec![0; relays],
+            overflow_looked: 0,
             slots: Slots::new(BATCH, ROOM, AREA),
             used: 0,
             area_used: ZEROS,
+            most_area_used: 0,
             queue: Vec::with_capacity(QUEUE),
             queued: 0,
+            most_queued: 0,
             touched: Vec::with_capacity(QUEUE),
             outgoing: Outgoing::new(BATCH, 3 * QUEUE),
             messages: Vec::with_capacity(QUEUE),
@@ -295,13 +308,13 @@ impl Sockets {
         &self.epoll
     }
 
-    /// Until there is something on any socket, or elsewhere in the epoll. Events are those of the epoll.
-    pub fn wait(&mut self, events: &mut Events) -> io::Result<()> {
+    /// Until there is something on any socket, or elsewhere in the epoll. Or only looks, and does not wait. Events are those of the epoll.
+    pub fn wait(&mut self, events: &mut Events, only_looks: bool) -> io::Result<()> {
         self.round = self.round.wrapping_add(1);
         if !self.is_amid_sweep {
             self.sweep = self.sweep.wrapping_add(1);
         }
-        self.watch.wait(false)?;
+        self.watch.wait(only_looks)?;
         if self.watch.is_ready(0) {
             self.epoll.look(events)?;
         } else {
@@ -328,13 +341,19 @@ impl Sockets {
         self.epoll.add(socket.as_fd(), token, Interest::Read)?;
         relay.socket = Some(socket);
         relay.appetite = Appetite::SMALL;
+        if let Some(told) = self.overflow_told.get_mut(place) {
+            *told = 0;
+        }
         Ok(())
     }
 
-    /// Returns how many datagrams the socket had no room for.
+    /// Returns how many datagrams the socket had no room for, beside those that [`Sockets::newly_overflowed_relays`] told.
     pub fn close(&mut self, place: usize) -> u32 {
-        let socket = self.relays.get_mut(place).and_then(|relay| relay.socket.take());
-        socket.map_or(0, |socket| sys::overflowed(socket.as_fd()))
+        let overflowed = self.newly_overflowed_at(place);
+        if let Some(relay) = self.relays.get_mut(place) {
+            relay.socket = None;
+        }
+        overflowed
     }
 
     pub fn relay(&self, place: usize) -> Option<BorrowedFd<'_>> {
@@ -350,6 +369,31 @@ impl Sockets {
             listener.overflowed = now;
         }
         sum
+    }
+
+    /// The same for some of the relayed addresses: asked often enough, it tells of all.
+    pub fn newly_overflowed_relays(&mut self) -> u64 {
+        let (mut sum, mut asked) = (0, 0);
+        for _ in 0..self.relays.len().min(PLACES_AT_ONCE) {
+            let place = self.overflow_looked;
+            self.overflow_looked = (place + 1) % self.relays.len();
+            if self.relay(place).is_none() {
+                continue;
+            }
+            sum += u64::from(self.newly_overflowed_at(place));
+            asked += 1;
+            if asked == RELAYS_ASKED_AT_ONCE {
+                break;
+            }
+        }
+        sum
+    }
+
+    fn newly_overflowed_at(&mut self, place: usize) -> u32 {
+        let now = self.relay(place).map(sys::overflowed);
+        let told = self.overflow_told.get_mut(place);
+        now.zip(told)
+            .map_or(0, |(now, told)| now.wrapping_sub(std::mem::replace(told, now)))
     }
 
     /// Slots that can still take a datagram.
@@ -506,11 +550,27 @@ impl Sockets {
         }
         self.touched.clear();
         self.queue.clear();
+        self.most_queued = self.most_queued.max(self.queued);
         self.queued = 0;
+        self.most_area_used = self.most_area_used.max(self.area_used);
         self.area_used = ZEROS;
         if done {
             self.used = 0;
         }
+    }
+
+    /// Overwrites what datagrams left that have gone: their bytes, where they came from and where they went. Only after [`Sockets::flush`],
+    /// as what waits lies in the same memory. Without a datagram since the last time nothing is done.
+    pub fn wipe(&mut self) {
+        let datagrams = std::mem::take(&mut self.most_queued);
+        // Each datagram is three pieces at most, and a message at most.
+        let pieces = 3 * datagrams;
+        self.slots.wipe(std::mem::take(&mut self.most_area_used));
+        self.outgoing.wipe(datagrams, pieces);
+        wipe_room(&mut self.queue, datagrams);
+        wipe_room(&mut self.touched, datagrams);
+        wipe_room(&mut self.messages, datagrams);
+        wipe_room(&mut self.pieces, pieces);
     }
 
     /// What did not go out since this was last asked.
@@ -587,6 +647,19 @@ impl Sockets {
         }
     }
 }
+
+/// Empties a list of which no more than so many items were in use.
+fn wipe_room<T>(list: &mut Vec<T>, most: usize) {
+    list.clear();
+    let room = list.spare_capacity_mut();
+    let most = most.min(room.len());
+    room.get_mut(..most).unwrap_or_default().zeroize();
+}
+
+/// Places for relayed addresses that one look for overflow passes, and sockets that it asks, at some 300 ns each. Where all of 16,384 are
+/// open and there are four looks a second, each is asked in 16 seconds.
+const PLACES_AT_ONCE: usize = 4_096;
+const RELAYS_ASKED_AT_ONCE: usize = 256;
 
 /// Zero bytes at the start of the area.
 const ZEROS: usize = 8;
@@ -762,6 +835,119 @@ mod tests {
         sockets.flush(true);
         assert_eq!(sockets.unsent(), would_block(1));
         assert_eq!(sockets.unsent(), Unsent::default());
+    }
+
+    /// A list as it lies in memory, with the room that it does not use.
+    fn room_of<T>(list: &Vec<T>) -> Vec<u8> {
+        let mut bytes = vec![0; list.capacity() * size_of::<T>()];
+        let memory = std::fs::File::open("/proc/self/mem").unwrap();
+        std::os::unix::fs::FileExt::read_exact_at(&memory, &mut bytes, list.as_ptr().addr() as u64).unwrap();
+        bytes
+    }
+
+    fn has(bytes: &[u8], needle: &[u8]) -> bool {
+        bytes.windows(needle.len()).any(|window| window == needle)
+    }
+
+    #[test]
+    fn after_a_wipe_no_buffer_has_a_packet_or_an_address() {
+        let listener = listen_udp("127.0.0.1:0".parse().unwrap(), Buffers::default(), false).unwrap();
+        let at = listener.local_addr().unwrap().as_socket().unwrap();
+        let client = std::net::UdpSocket::bind("127.71.83.97:0").unwrap();
+        let mut sockets = Sockets::new(Epoll::new().unwrap(), vec![listener.into()], 1);
+        let from = [127, 71, 83, 97];
+        // Two rounds, the second with less: what the first left is known as well.
+        for (packet, answers) in [(b"a long name and its text".as_slice(), 5), (b"short", 2)] {
+            client.send_to(packet, at).unwrap();
+            let mut events = Events::new(4);
+            sockets.wait(&mut events, false).unwrap();
+            let (slots, _) = sockets.receive_clients(0);
+            let (received, start) = slots.map(|slot| sockets.take(slot).unwrap()).next().unwrap();
+            assert_eq!(received.source, client.local_addr().unwrap());
+            assert!(sockets.put_before(start, start - ROOM, b"what stands before it"));
+            for _ in 0..answers {
+                let answer = sockets.keep(b"an answer to a request");
+                let to = client.local_addr().unwrap();
+                let pieces = [Piece::default(), answer, Piece::default()];
+                // With ECN bits, so that it does not go the shorter way.
+                let alone = run_of(1, Through::Listener(0));
+                sockets.push(Datagram {
+                    to,
+                    pieces,
+                    ecn: 1,
+                    ..alone
+                });
+                sockets.push(Datagram {
+                    to,
+                    pieces,
+                    ecn: 2,
+                    ..alone
+                });
+            }
+            sockets.flush(true);
+        }
+        let private: [&[u8]; 4] = [b"name and its text", b"what stands before", b"an answer to", b"short"];
+        assert!(private.iter().all(|text| has(sockets.memory(), text)));
+        assert!(has(&room_of(&sockets.queue), &from) && has(&room_of(&sockets.messages), &from));
+        sockets.wipe();
+        assert!(sockets.memory().iter().all(|byte| *byte == 0));
+        assert!(!has(&room_of(&sockets.queue), &from) && !has(&room_of(&sockets.messages), &from));
+        let unused = (sockets.most_queued, sockets.most_area_used);
+        assert_eq!((unused, sockets.unsent()), ((0, 0), Unsent::default()));
+    }
+
+    #[test]
+    fn overflow_of_a_relayed_address_is_told_while_it_is_open_and_once() {
+        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut sockets = Sockets::new(Epoll::new().unwrap(), Vec::new(), 3 * PLACES_AT_ONCE);
+        let flooded = |sockets: &mut Sockets, place: usize| {
+            let socket = sockets.relay(place).unwrap();
+            let socket = socket2::SockRef::from(&socket)
+                .local_addr()
+                .unwrap()
+                .as_socket()
+                .unwrap();
+            (0..2_000).for_each(|_| assert_eq!(peer.send_to(&[1; 1_000], socket).unwrap(), 1_000));
+        };
+        let open = |sockets: &mut Sockets, place| sockets.open(place, "127.0.0.1:0".parse().unwrap(), 0).unwrap();
+        let (near, far) = (7, 2 * PLACES_AT_ONCE + 7);
+        [near, far].into_iter().for_each(|place| open(&mut sockets, place));
+        assert_eq!(sockets.newly_overflowed_relays(), 0);
+        flooded(&mut sockets, far);
+        // It is passed in the third look of each three.
+        let told: Vec<u64> = (0..6).map(|_| sockets.newly_overflowed_relays()).collect();
+        let all: u64 = told.iter().sum();
+        assert!(
+            all > 100 && told.iter().filter(|count| **count > 0).count() == 1,
+            "{told:?}"
+        );
+        flooded(&mut sockets, far);
+        // It is full.
+        let rest = sockets.close(far);
+        assert!((1_900..=2_000).contains(&rest), "{rest}");
+        assert_eq!(sockets.close(far), 0);
+        // Who has the place next begins at nothing.
+        open(&mut sockets, far);
+        assert_eq!(sockets.close(far) + sockets.close(near), 0);
+    }
+
+    #[test]
+    fn one_look_for_overflow_asks_a_bounded_number_of_relayed_addresses_and_a_few_looks_ask_all() {
+        let mut sockets = Sockets::new(Epoll::new().unwrap(), Vec::new(), 600);
+        for place in 0..600 {
+            sockets.open(place, "127.0.0.1:0".parse().unwrap(), 0).unwrap();
+        }
+        let looked: Vec<usize> = (0..3)
+            .map(|_| {
+                sockets.newly_overflowed_relays();
+                sockets.overflow_looked
+            })
+            .collect();
+        assert_eq!(looked, [256, 512, 168]);
+        assert_eq!(
+            Sockets::new(Epoll::new().unwrap(), Vec::new(), 0).newly_overflowed_relays(),
+            0
+        );
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub use settings::{StreamSettings, StreamSettingsFault};
 pub use tls::server_config;
 
 use crate::plane::{Plane, Posts, token};
-use crate::sys::{Interest, Ready, Waker};
+use crate::sys::{Epoll, Events, Interest, Ready, Waker};
 use arrivals::{Arrivals, Departures, arrivals};
 use rustls::ServerConfig;
 use seats::Seats;
@@ -31,6 +31,10 @@ use table::{Table, Tokens};
 
 /// The streams of one shard.
 pub struct Streams {
+    /// Watches streams and their listeners, and is itself one descriptor in the epoll of the plane: that one is asked for all that is
+    /// ready, and this one for as many as may have a turn. The system gives those first who waited longest, so that each has its turn.
+    epoll: Epoll,
+    events: Events,
     table: Table,
     arrivals: Arrivals,
     /// To every shard, this one included; by number.
@@ -51,6 +55,10 @@ const TOKENS: Tokens = Tokens {
     streams: token::STREAM,
 };
 const ARRIVALS: u64 = token::STREAM | 2 << 32;
+/// Some of the streams and listeners are ready.
+const TURN: u64 = token::STREAM | 3 << 32;
+/// Streams served before datagrams have their turn again: each may want a handshake, which takes as long as hundreds of packets.
+const STREAMS_AT_ONCE: usize = 16;
 /// Packets of other shards that are taken before our own sockets have their turn.
 const ARRIVALS_AT_ONCE: usize = 512;
 
@@ -79,41 +87,53 @@ impl Streams {
             ends.push((arrivals, waker));
         }
         let ways: Arc<[Way]> = ways.into();
-        let streams = listeners
-            .into_iter()
-            .zip(ends)
-            .map(|(listeners, (arrivals, waker))| Self {
-                table: Table::new(
-                    listeners,
-                    TOKENS,
-                    settings.clone(),
-                    tls.cloned(),
-                    seats.clone(),
-                    [key, other],
-                ),
+        let streams = listeners.into_iter().zip(ends).map(|(listeners, (arrivals, waker))| {
+            let table = Table::new(
+                listeners,
+                TOKENS,
+                settings.clone(),
+                tls.cloned(),
+                seats.clone(),
+                [key, other],
+            );
+            Ok(Self {
+                epoll: Epoll::new()?,
+                events: Events::new(STREAMS_AT_ONCE),
+                table,
                 arrivals,
                 ways: ways.clone(),
                 waker,
-            });
-        Ok(streams.collect())
+            })
+        });
+        streams.collect()
     }
 
-    /// On the shard's own thread, before its first event: listeners and the waker join the epoll of the plane.
+    /// On the shard's own thread, before its first event: our epoll and the waker join the epoll of the plane.
     pub fn begin(&mut self, plane: &mut Plane) -> io::Result<()> {
         plane.epoll().add(self.waker.as_fd(), ARRIVALS, Interest::Read)?;
-        self.table.register(plane.epoll())
+        plane.epoll().add(self.epoll.as_fd(), TURN, Interest::Read)?;
+        self.table.register(&self.epoll)
     }
 
     /// An event with one of our tokens.
-    pub fn handle_event(&mut self, event: u64, ready: Ready, plane: &mut Plane) {
-        match event & token::KIND {
-            kind if kind == TOKENS.listeners => {
-                self.table.accept(event as u8, plane.epoll(), plane.now().steady);
-                self.close_ended(plane);
-            }
-            ARRIVALS => self.take_arrivals(),
-            _ => self.handle_stream(event as u32, ready, plane),
+    pub fn handle_event(&mut self, event: u64, plane: &mut Plane) -> io::Result<()> {
+        if event == ARRIVALS {
+            self.take_arrivals();
+            return Ok(());
         }
+        self.epoll.look(&mut self.events)?;
+        for at in 0..self.events.len() {
+            let Some((event, ready)) = self.events.get(at) else {
+                break;
+            };
+            if event & token::KIND == TOKENS.listeners {
+                self.table.accept(event as u8, &self.epoll, plane.now().steady);
+                self.close_ended(plane);
+            } else {
+                self.handle_stream(event as u32, ready, plane);
+            }
+        }
+        Ok(())
     }
 
     /// Frames for clients of this shard, and of others.
@@ -136,7 +156,7 @@ impl Streams {
 
     /// The end of a round: each stream is written to once.
     pub fn flush(&mut self, plane: &mut Plane) {
-        self.table.flush(plane.epoll(), plane.now().steady);
+        self.table.flush(&self.epoll, plane.now().steady);
         self.close_ended(plane);
     }
 
@@ -144,14 +164,14 @@ impl Streams {
     pub fn handle_tick(&mut self, plane: &mut Plane) {
         let now = plane.now().steady;
         self.table
-            .handle_timeout(|client| plane.has_allocation(client), plane.epoll(), now);
+            .handle_timeout(|client| plane.has_allocation(client), &self.epoll, now);
         self.close_ended(plane);
     }
 
     /// Other limits for all streams, another certificate for new ones.
     pub fn reload(&mut self, settings: &StreamSettings, tls: Option<&Arc<ServerConfig>>, plane: &mut Plane) {
         let now = plane.now().steady;
-        self.table.reload(settings.clone(), tls.cloned(), plane.epoll(), now);
+        self.table.reload(settings.clone(), tls.cloned(), &self.epoll, now);
         self.close_ended(plane);
     }
 
@@ -166,7 +186,7 @@ impl Streams {
 
     fn handle_stream(&mut self, stream: u32, ready: Ready, plane: &mut Plane) {
         let now = plane.now().steady;
-        if let Some(mut received) = self.table.receive(stream, ready, plane.epoll(), now) {
+        if let Some(mut received) = self.table.receive(stream, ready, &self.epoll, now) {
             let from = received.from();
             while let Some(frame) = received.next_frame(|from| plane.has_allocation(from)) {
                 plane.handle_frame(&from, frame);
@@ -177,7 +197,7 @@ impl Streams {
                 }
             }
             self.table
-                .put_back(received, |from| plane.has_allocation(from), plane.epoll(), now);
+                .put_back(received, |from| plane.has_allocation(from), &self.epoll, now);
         }
         self.close_ended(plane);
     }

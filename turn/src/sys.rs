@@ -18,6 +18,7 @@ use std::mem::{self, MaybeUninit};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use zeroize::optimization_barrier;
 
 /// linux/udp.h and asm-generic/socket.h; libc does not have them.
 const UDP_SEGMENT: c_int = 103;
@@ -135,6 +136,12 @@ impl<T> Drop for Fixed<T> {
     }
 }
 
+/// Also where nobody reads it afterwards.
+fn overwrite<T: Copy>(list: &mut [T], with: T) {
+    list.fill(with);
+    optimization_barrier(list);
+}
+
 /// What came with a datagram. It lies in the memory of [`Slots`].
 #[derive(Clone, Copy)]
 pub struct Received {
@@ -158,6 +165,10 @@ pub struct Slots {
     stride: usize,
     headroom: usize,
     count: usize,
+    /// Slots that had something since the last wipe, from the first.
+    touched: usize,
+    /// By slot, the longest datagram since the last wipe.
+    longest: Vec<u32>,
 }
 
 /// Slots begin so many bytes further apart than a power of two, or all of them would share a few lines of the cache.
@@ -202,6 +213,8 @@ impl Slots {
             stride,
             headroom,
             count,
+            touched: 0,
+            longest: vec![0; count],
         };
         (0..count).for_each(|slot| slots.reset(slot));
         slots
@@ -269,8 +282,9 @@ impl Slots {
             };
             checked(count as c_int).map(|count| count as usize)
         };
-        if received.is_err() {
-            self.reset(first);
+        match received {
+            Ok(count) => self.touched = self.touched.max(first + count),
+            Err(_) => self.reset(first),
         }
         received
     }
@@ -279,6 +293,9 @@ impl Slots {
     pub fn take(&mut self, slot: usize) -> Option<Received> {
         let header = self.headers.get(slot)?;
         let length = (header.msg_len as usize).min(MOST);
+        if let Some(longest) = self.longest.get_mut(slot) {
+            *longest = (*longest).max(length as u32);
+        }
         let is_truncated = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
         let source = self.names.get(slot).and_then(read_name);
         let (mut segment, mut tos) = (length, 0);
@@ -305,6 +322,23 @@ impl Slots {
             segment,
             tos,
         })
+    }
+
+    /// Overwrites all that was taken since this was last called, who sent it, and what was written in front of it; and the first `area`
+    /// bytes of the caller's own area. Where nothing came, nothing is done.
+    pub fn wipe(&mut self, area: usize) {
+        // SAFETY: plain numbers of C, for which zero is a value.
+        let nobody = unsafe { mem::zeroed::<libc::sockaddr_storage>() };
+        for (slot, longest) in self.longest.iter_mut().take(self.touched).enumerate() {
+            let length = self.headroom + mem::take(longest) as usize;
+            let start = slot * self.stride;
+            overwrite(self.memory.get_mut(start..start + length).unwrap_or_default(), 0);
+        }
+        overwrite(self.names.get_mut(..self.touched).unwrap_or_default(), nobody);
+        overwrite(self.controls.get_mut(..self.touched).unwrap_or_default(), [0; CONTROL]);
+        self.touched = 0;
+        let start = self.area().start;
+        overwrite(self.memory.get_mut(start..start + area).unwrap_or_default(), 0);
     }
 
     fn reset(&mut self, slot: usize) {
@@ -499,6 +533,17 @@ impl Outgoing {
         checked(sent as c_int).map(|sent| sent as usize)
     }
 
+    /// Overwrites where messages went and what went with them, of so many, and what is known of so many pieces.
+    pub fn wipe(&mut self, messages: usize, pieces: usize) {
+        // SAFETY: plain numbers and pointers of C, for which zero is a value.
+        let (nobody, nothing) = unsafe { (mem::zeroed::<libc::sockaddr_in6>(), mem::zeroed::<libc::iovec>()) };
+        let messages = messages.min(self.names.len());
+        overwrite(self.names.get_mut(..messages).unwrap_or_default(), nobody);
+        overwrite(self.controls.get_mut(..messages).unwrap_or_default(), [0; SEND_CONTROL]);
+        let pieces = pieces.min(self.pieces.len());
+        overwrite(self.pieces.get_mut(..pieces).unwrap_or_default(), nothing);
+    }
+
     /// The kernel copies fewer structures for this one.
     fn send_one(&mut self, socket: BorrowedFd<'_>, bytes: &[u8], to: SocketAddr) -> io::Result<usize> {
         let Some(name) = self.names.first_mut() else {
@@ -637,4 +682,78 @@ fn unreached(error: &libc::sock_extended_err, to: SocketAddr) -> Option<Unreache
         mtu: error.ee_info,
         is_v6,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+    use std::os::fd::AsFd;
+
+    /// Structures of C as bytes.
+    fn bytes_of<T>(list: &[T]) -> &[u8] {
+        // SAFETY: no structure of this file has padding, and any bytes of theirs are a u8.
+        unsafe { std::slice::from_raw_parts(list.as_ptr().cast(), size_of_val(list)) }
+    }
+
+    fn has(bytes: &[u8], needle: &[u8]) -> bool {
+        bytes.windows(needle.len()).any(|window| window == needle)
+    }
+
+    #[test]
+    fn after_a_wipe_no_slot_has_a_packet_or_who_sent_it() {
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let sender = UdpSocket::bind("127.19.83.147:0").unwrap();
+        let long = [b"the longest one of all: ".as_slice(), &[7; 900]].concat();
+        let mut slots = Slots::new(4, 64, 128);
+        let come = |slots: &mut Slots, packets: &[&[u8]]| {
+            for packet in packets {
+                sender.send_to(packet, receiver.local_addr().unwrap()).unwrap();
+            }
+            assert_eq!(slots.receive(receiver.as_fd(), 0, 4).unwrap(), packets.len());
+            let sources: Vec<_> = (0..packets.len())
+                .map(|slot| slots.take(slot).unwrap().source)
+                .collect();
+            assert!(sources.iter().all(|source| *source == sender.local_addr().unwrap()));
+        };
+        come(&mut slots, &[b"first", &long, b""]);
+        // A shorter one in the same slot.
+        come(&mut slots, &[b"1st", b"2nd"]);
+        let (before_empty, area) = (slots.start(2) - 6, slots.area().start);
+        slots.memory_mut()[before_empty..before_empty + 6].copy_from_slice(b"header");
+        slots.memory_mut()[area..area + 6].copy_from_slice(b"answer");
+        let address = [127, 19, 83, 147];
+        assert!(has(slots.memory(), &[7; 900]) && has(bytes_of(&slots.names), &address));
+        slots.wipe(6);
+        let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+        assert!(is_zero(slots.memory()) && is_zero(bytes_of(&slots.names)) && is_zero(bytes_of(&slots.controls)));
+        // It serves as before.
+        come(&mut slots, &[b"next"]);
+        assert!(has(slots.memory(), b"next"));
+    }
+
+    #[test]
+    fn after_a_wipe_nothing_says_where_messages_went() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let message = |port| Message {
+            to: SocketAddr::from(([127, 19, 83, 148], port)),
+            pieces: 0..1,
+            segment: 0,
+            ecn: 1,
+        };
+        let mut outgoing = Outgoing::new(4, 8);
+        let piece = Piece { start: 0, length: 5 };
+        let sent = outgoing.send(
+            socket.as_fd(),
+            b"hello",
+            &[piece],
+            &[message(9), message(10), message(11)],
+        );
+        assert_eq!(sent.unwrap(), 3);
+        assert!(has(bytes_of(&outgoing.names), &[127, 19, 83, 148]));
+        outgoing.wipe(3, 3);
+        let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+        assert!(is_zero(bytes_of(&outgoing.names)) && is_zero(bytes_of(&outgoing.controls)));
+        assert!(is_zero(bytes_of(&outgoing.pieces)));
+    }
 }

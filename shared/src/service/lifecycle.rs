@@ -58,8 +58,11 @@ impl Signals {
         }
     }
 
+    /// The next signal to stop, for a server that is stopping already and takes no other settings.
     pub async fn stop(&mut self) {
-        while self.next().await != Signal::Stop {}
+        while self.next().await != Signal::Stop {
+            tracing::warn!("the settings are not read again: this server is stopping");
+        }
     }
 }
 
@@ -231,10 +234,51 @@ mod tests {
             raise(name);
             assert_eq!(signals.next().await, signal, "{name}");
         }
-        raise("-HUP");
-        raise("-TERM");
-        let ended = drain(std::future::pending(), Duration::from_secs(3600), signals.stop()).await;
+        let log = Log::default();
+        let _guard = tracing::subscriber::set_default(log.clone());
+        let raised = async {
+            raise("-HUP");
+            while log.lines() == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            raise("-TERM");
+        };
+        let drained = drain(std::future::pending(), Duration::from_secs(3600), signals.stop());
+        let (ended, ()) = tokio::join!(drained, raised);
         assert_eq!(ended, Drained::Forced);
+        assert_eq!(log.lines(), 1, "a reload that is not taken is told");
+    }
+
+    /// Counts what is logged.
+    #[derive(Clone, Default)]
+    struct Log(std::sync::Arc<std::sync::atomic::AtomicUsize>);
+
+    impl Log {
+        fn lines(&self) -> usize {
+            self.0.load(std::sync::atomic::Ordering::Relaxed)
+        }
+    }
+
+    impl tracing::Subscriber for Log {
+        fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+            metadata.is_event() && metadata.target().starts_with("quietline")
+        }
+
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+        fn event(&self, _: &tracing::Event<'_>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+
+        fn enter(&self, _: &tracing::span::Id) {}
+
+        fn exit(&self, _: &tracing::span::Id) {}
     }
 
     #[tokio::test]

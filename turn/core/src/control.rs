@@ -10,6 +10,7 @@ mod counters;
 pub mod early;
 mod fuzz;
 mod outcome;
+mod outputs;
 mod requests;
 mod settings;
 
@@ -30,7 +31,7 @@ use crate::table::HashKey;
 use crate::time::{Now, Random, Rate, Seconds, nanoseconds};
 use crate::wire::{Class, FiveTuple, Kind, Message, Method, PeerAddr, RelayAddr, demux};
 use early::{Early, Hold};
-use std::collections::VecDeque;
+use outputs::Outputs;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
@@ -123,7 +124,7 @@ pub struct Server {
     strangers: Rate,
     allocations: Allocations,
     forwarding: Forwarding,
-    outputs: VecDeque<Output>,
+    outputs: Outputs,
     counters: Counters,
     is_draining: bool,
 }
@@ -142,7 +143,7 @@ impl Server {
             strangers: limits.challenges(),
             allocations: Allocations::new(shared.hash_key.clone()),
             forwarding,
-            outputs: VecDeque::new(),
+            outputs: Outputs::default(),
             counters: Counters::default(),
             is_draining: false,
             shared,

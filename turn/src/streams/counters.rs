@@ -23,7 +23,7 @@ pub enum StreamEvent {
     TlsFault,
     /// TLS, and there is no certificate.
     TlsOff,
-    /// A second stream of one 5-tuple, over another of our addresses.
+    /// A second stream of one 5-tuple: the first one has ended, and we have not heard of its end yet.
     Twin,
     /// It had no allocation, all seats were taken, and somebody new came.
     Displaced,

@@ -398,7 +398,7 @@ impl Table {
             return false;
         };
         if self.find(&client).is_some() {
-            // A client may use one port for two of our addresses; behind one listener for all of them we cannot tell the two apart.
+            // The system has forgotten the first, or there would be no second; its end is still to be told. The client tries again.
             if let Some(connection) = self.connections.get_mut(stream as usize) {
                 connection.doom = Some(StreamEvent::Twin);
             }

@@ -11,6 +11,7 @@ use crate::wire::{
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Range;
+use zeroize::Zeroize;
 
 /// A packet's next step. Its payload is a range of the bytes that came in and is not copied: what goes before it is written into
 /// the room in front, or gathered.
@@ -45,7 +46,7 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    const NONE: Self = Self {
+    pub(super) const NONE: Self = Self {
         bytes: [0; HEADROOM],
         length: 0,
     };
@@ -170,6 +171,18 @@ pub enum Output {
     /// Bind the relayed address. If that fails, `Server::handle_relay_failed` comes before the next output.
     OpenRelay(RelayAddr),
     CloseRelay(RelayAddr),
+}
+
+impl Zeroize for Output {
+    fn zeroize(&mut self) {
+        match self {
+            Self::Send { to, answer } => {
+                to.zeroize();
+                answer.bytes.zeroize();
+            }
+            Self::OpenRelay(relay) | Self::CloseRelay(relay) => relay.zeroize(),
+        }
+    }
 }
 
 /// The longest answers take less: a dual allocation with a token over SHA-256 152 bytes, a challenge with the longest realm 156.
